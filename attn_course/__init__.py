@@ -1,0 +1,5 @@
+"""Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
+
+from attn_course.squeeze_excitation import SqueezeExcitation
+
+__all__ = ["SqueezeExcitation"]

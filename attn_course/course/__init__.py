@@ -1,0 +1,1 @@
+"""What the notebooks import besides the mechanisms: pictures, data, exercises and the export."""
