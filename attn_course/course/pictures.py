@@ -1,0 +1,85 @@
+"""The look of the course: its style, its colours, rows of pictures and the map of the course."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from jaxtyping import Float
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from torch import Tensor
+
+GATES = "viridis"  # what lies between "nothing" and "all": gates, weights, attention maps
+DIFFERENCES = "RdBu_r"  # what has a zero in the middle: differences, signed features
+
+# One colour for each family of attention, the same in every figure.
+GATING = "#0072B2"
+SELECTION = "#D55E00"
+MIXING = "#009E73"
+
+Photograph = Float[Tensor, "3 _ _"]
+Map = Float[Tensor, "_ _"]
+
+
+def use_style() -> None:
+    """Makes every figure drawn from here on look like the course."""
+    plt.style.use(Path(__file__).with_name("course.mplstyle"))
+
+
+def show_images(
+    images: Sequence[Photograph | Map],
+    titles: Sequence[str] = (),
+    *,
+    columns: int = 4,
+    cmap: str = GATES,
+    limits: tuple[float, float] | None = None,
+    colour_bar: str = "",
+) -> None:
+    """Shows photographs and maps side by side, all maps on one colour scale.
+
+    Args:
+        images: photographs (3, h, w) with values in [0, 1], maps (h, w), or a mixture.
+        titles: one for each image, or none at all.
+        columns: how many images stand in a row before the next row begins.
+        cmap: `GATES` or `DIFFERENCES`; the latter is centred on zero.
+        limits: the values at the two ends of the scale; by default the extremes of the maps.
+        colour_bar: what the maps' values mean; without it no bar is drawn.
+    """
+    if not images:
+        raise ValueError("images is empty: give at least one photograph (3, h, w) or map (h, w)")
+    if titles and len(titles) != len(images):
+        raise ValueError(f"titles has {len(titles)} entries for {len(images)} images: give as many")
+
+    maps = [image for image in images if image.ndim == 2]
+    scale = Normalize(*(limits or _limits(maps, cmap)))
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height_over_width = max(image.shape[-2] / image.shape[-1] for image in images)
+    width = plt.rcParams["figure.figsize"][0]
+    row_height = width / columns * height_over_width + (0.35 if titles else 0.1)
+    figure, grid = plt.subplots(rows, columns, figsize=(width, rows * row_height), squeeze=False)
+
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image in zip(grid.flat, images, strict=False):
+        pixels = image.permute(1, 2, 0) if image.ndim == 3 else image
+        axes.imshow(pixels.detach().numpy(), cmap=cmap, norm=scale)
+    for axes, title in zip(grid.flat, titles, strict=False):
+        axes.set_title(title)
+    if colour_bar:
+        figure.colorbar(
+            ScalarMappable(scale, cmap), ax=grid, label=colour_bar, shrink=0.8, pad=0.02
+        )
+    plt.show()
+
+
+def _limits(maps: Sequence[Map], cmap: str) -> tuple[float, float]:
+    """The ends of the colour scale that all maps share."""
+    if not maps:
+        return 0.0, 1.0
+    lowest = min(map_.min().item() for map_ in maps)
+    highest = max(map_.max().item() for map_ in maps)
+    if cmap == DIFFERENCES:
+        highest = max(abs(lowest), abs(highest))
+        lowest = -highest
+    return lowest, highest
