@@ -1,0 +1,178 @@
+"""Guards: twin, notebook and module say the same, and every chapter has every part.
+
+Each check raises Drift with a message that says what to run.
+"""
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+from attn_course.course.export import module_source
+
+# The H2 headings of a chapter, in this order.
+SECTIONS = (
+    "The problem",
+    "Data flow",
+    "Theory",
+    "Step by step",
+    "The module",
+    "Does it match?",
+    "What goes wrong in copies",
+    "Paper and released code",
+    "What it looks at",
+    "What it costs",
+    "Summary",
+    "Exercises",
+    "References",
+    "Export",
+)
+SECTIONS_WITH_FIGURE = ("The problem", "What it looks at", "What it costs")
+CARD = ("arxiv.org/abs/", "**Authors**", "**Before you start**", "**Reading time**")
+MIN_EXERCISES = 4
+
+
+class Drift(Exception):
+    """Two things that must agree do not, or a part of a chapter is missing."""
+
+
+def check_twin(notebook: Path) -> None:
+    """The text twin is, word for word, what jupytext makes of the notebook."""
+    twin = notebook.parent / "text" / f"{notebook.stem}.md"
+    if not twin.exists():
+        raise Drift(f"{notebook.name} has no twin {twin.name}; run `make notebooks`")
+    from_twin = [(cell.cell_type, cell.source) for cell in jupytext.read(twin).cells]
+    from_notebook = [(cell.cell_type, cell.source) for cell in read(notebook).cells]
+    if from_twin != from_notebook or twin.read_text(encoding="utf-8") != as_twin(notebook):
+        raise Drift(
+            f"text/{twin.name} and {notebook.name} differ; run `make notebooks`: "
+            "jupytext takes over the one that was changed last"
+        )
+
+
+def as_twin(notebook: Path) -> str:
+    """The text that jupytext pairs with a notebook."""
+    return str(jupytext.writes(read(notebook), fmt="md:myst"))
+
+
+def check_export(notebook: Path) -> None:
+    """The module in the package is, byte for byte, what the notebook exports."""
+    if not is_chapter(notebook):
+        return
+    name, source = module_source(notebook)
+    module = notebook.parents[1] / "attn_course" / f"{name}.py"
+    if not module.exists() or module.read_text(encoding="utf-8") != source:
+        raise Drift(
+            f"attn_course/{module.name} is not what {notebook.name} exports; "
+            "edit the notebook, never the module, and run `make notebooks`"
+        )
+
+
+def check_modules_have_notebooks(package: Path, notebooks: Path) -> None:
+    """Every module of the package, apart from the hand-written `__init__.py`, is exported."""
+    exported = {module_source(path)[0] for path in notebooks.glob("*.ipynb") if is_chapter(path)}
+    for module in sorted(package.glob("*.py")):
+        if module.stem not in exported | {"__init__"}:
+            raise Drift(
+                f"attn_course/{module.name} comes from no notebook; "
+                "what is written by hand belongs in attn_course/course/"
+            )
+
+
+def check_executed(notebook: Path) -> None:
+    """Every code cell ran, once, in order, without a warning or an unexpected error."""
+    code = [cell for cell in read(notebook).cells if cell.cell_type == "code" and cell.source]
+    for count, cell in enumerate(code, start=1):
+        where = f"{notebook.name}, code cell {count} (`{cell.source.splitlines()[0]}`)"
+        if cell.execution_count != count:
+            raise Drift(f"{where} was not executed in order; run `make notebooks`")
+        kinds = {output.output_type for output in cell.outputs}
+        if "error" in kinds and "raises-exception" not in cell.metadata.get("tags", []):
+            raise Drift(f"{where} stores an error; repair the cell and run `make notebooks`")
+        if any(output.get("name") == "stderr" for output in cell.outputs):
+            raise Drift(f"{where} stores a warning; repair the cell and run `make notebooks`")
+
+
+def check_anatomy(notebook: Path) -> None:
+    """A chapter opens with its paper card, and has every section, in order, with its pictures."""
+    if not is_chapter(notebook):
+        return
+    opening, *sections = split_sections(notebook)
+    if not opening[0].source.startswith("# ") or "\n> " not in opening[0].source:
+        raise Drift(f"{notebook.name} must open with `# Title` and a line `> one sentence`")
+    card = "\n".join(cell.source for cell in opening)
+    for part in CARD:
+        if part not in card:
+            raise Drift(f"{notebook.name}: the paper card lacks {part}; see the template")
+    titles = tuple(title(section) for section in sections)
+    if titles != SECTIONS:
+        missing = [name for name in SECTIONS if name not in titles]
+        raise Drift(
+            f"{notebook.name}: missing sections {missing}, found {list(titles)}; "
+            f"write `## {missing[0]}`"
+            if missing
+            else f"{notebook.name}: sections {list(titles)} are not in the order {list(SECTIONS)}"
+        )
+    by_title = dict(zip(titles, sections, strict=True))
+    if "```mermaid" not in "".join(cell.source for cell in by_title["Data flow"]):
+        raise Drift(f"{notebook.name}: `## Data flow` needs a ```mermaid diagram")
+    for name in SECTIONS_WITH_FIGURE:
+        if not any(has_figure(cell) for cell in by_title[name]):
+            raise Drift(f"{notebook.name}: `## {name}` needs a figure that a cell draws")
+    check_exercises(notebook.name, by_title["Exercises"])
+    if "export(" not in by_title["Export"][-1].source:
+        raise Drift(f"{notebook.name}: the last cell must call `export(...)`")
+
+
+def check_exercises(name: str, cells: list[NotebookNode]) -> None:
+    """Each exercise has a folded self-test, an open cell to answer in, and a folded solution."""
+    starts = [index for index, cell in enumerate(cells) if cell.source.startswith("### Exercise")]
+    if len(starts) < MIN_EXERCISES:
+        raise Drift(f"{name}: {len(starts)} exercises; write at least {MIN_EXERCISES}")
+    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+        exercise = cells[start:end]
+        for part, folded in (("self-test", True), ("attempt", False), ("solution", True)):
+            if not any(is_part(cell, part, folded) for cell in exercise):
+                kind = "a folded" if folded else "an open"
+                raise Drift(
+                    f"{name}: `{exercise[0].source.splitlines()[0]}` lacks {kind} {part} cell; "
+                    "see the template for its tag and metadata"
+                )
+
+
+def is_part(cell: NotebookNode, part: str, folded: bool) -> bool:
+    """Is this cell the given part of an exercise, and folded as it should be?"""
+    hidden = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+    marked = part in cell.metadata.get("tags", []) if folded else f"{part}(" in cell.source
+    return cell.cell_type == "code" and hidden == folded and marked
+
+
+def is_chapter(notebook: Path) -> bool:
+    """A chapter exports a module; 00_start_here does not."""
+    return any(cell.source.startswith("#| default_exp") for cell in read(notebook).cells)
+
+
+def split_sections(notebook: Path) -> list[list[NotebookNode]]:
+    """The cells before the first H2 heading, then those of each H2 section."""
+    sections: list[list[NotebookNode]] = [[]]
+    for cell in read(notebook).cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            sections.append([])
+        sections[-1].append(cell)
+    return sections
+
+
+def title(section: list[NotebookNode]) -> str:
+    """The text of the section's H2 heading."""
+    return str(section[0].source.splitlines()[0].removeprefix("## ").strip())
+
+
+def has_figure(cell: NotebookNode) -> bool:
+    """Does the cell store a picture?"""
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+def read(notebook: Path) -> NotebookNode:
+    """Read a notebook file."""
+    return nbformat.read(notebook, as_version=4)

@@ -1,0 +1,158 @@
+"""The road from a notebook to its module: cut by nbdev, compared with what ran, written once."""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import torch
+from IPython.core.getipython import get_ipython
+from nbdev.export import nb_export
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ExportError(RuntimeError):
+    """The notebook cannot become a module as it stands."""
+
+
+def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any) -> None:
+    """Write a notebook's exported cells to `attn_course/`, once they are shown to be what ran.
+
+    The module is loaded from a temporary file first. It takes the package's place only if it
+    holds what this kernel ran, and if the class in it, given the weights of the notebook's class,
+    returns the same outputs bit for bit in training and in evaluation mode.
+
+    Args:
+        notebook: File name of the notebook that calls this, in the kernel's folder.
+        cls: The notebook's own class, as defined in the kernel.
+        *inputs: What both classes are applied to.
+        **options: Arguments of the constructor.
+
+    Raises:
+        ExportError: The saved notebook is not what the kernel ran.
+        AssertionError: The exported class computes something else.
+    """
+    path = Path(notebook).resolve()
+    changed = changed_since_saved(path, cells_run_by_kernel())
+    if changed:
+        raise ExportError(
+            f"{notebook} on disk is not what this kernel ran: {', '.join(changed)} differ. "
+            "Save the notebook, then restart the kernel and run all cells"
+        )
+    name, source = module_source(path)
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder, f"{name}.py")
+        candidate.write_text(source, encoding="utf-8")
+        exported = getattr(load_module(candidate, f"attn_course.{name}"), cls.__name__)
+        assert_same_outputs(cls(**options), exported(**options), inputs)
+    module = path.parents[1] / "attn_course" / f"{name}.py"
+    write_if_changed(module, source)
+    print(f"attn_course/{module.name} holds this notebook's {cls.__name__}: equal outputs")
+
+
+def module_source(notebook: Path) -> tuple[str, str]:
+    """Cut the exported cells of a saved notebook into a module: its name and its formatted text."""
+    with tempfile.TemporaryDirectory() as folder:
+        # nbdev writes the notebook's relative path into the module: give it the layout of the project
+        copy = Path(folder, "notebooks", notebook.name)
+        package = Path(folder, "attn_course")
+        copy.parent.mkdir()
+        package.mkdir()
+        shutil.copy(notebook, copy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nbdev warns where we raise, below
+            nb_export(str(copy), lib_path=str(package))
+        modules = list(package.glob("*.py"))
+        if not modules:
+            raise ExportError(
+                f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
+                "and the cells of the module need `#| export`"
+            )
+        return modules[0].stem, format_source(modules[0].read_text(encoding="utf-8"))
+
+
+def format_source(source: str) -> str:
+    """Format Python text with the project's ruff settings."""
+    command = [sys.executable, "-m", "ruff", "format", "--config", ROOT / "pyproject.toml", "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"the exported cells are no valid Python: {done.stderr.strip()}")
+    return done.stdout
+
+
+def cells_run_by_kernel() -> list[str]:
+    """The source of every cell that this kernel has run, oldest first."""
+    shell = get_ipython()
+    return list(shell.history_manager.input_hist_raw) if shell else []
+
+
+def changed_since_saved(notebook: Path, ran: Sequence[str]) -> list[str]:
+    """Names whose exported definition in the saved notebook is not the one that ran last."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    saved = exported_definitions([cell.source for cell in cells if cell.cell_type == "code"])
+    live = exported_definitions(ran)
+    return sorted(name for name in saved | live if saved.get(name) != live.get(name))
+
+
+def exported_definitions(cells: Sequence[str]) -> dict[str, str]:
+    """Map each name that `#| export` cells define to the cell that defines it last."""
+    exported = [cell for cell in cells if cell.lstrip().startswith("#| export")]
+    return {name: cell.strip() for cell in exported for name in top_level_names(cell)}
+
+
+def top_level_names(source: str) -> list[str]:
+    """Names that a piece of Python binds by import, assignment, `def` or `class`."""
+    names = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            names += [alias.asname or alias.name for alias in statement.names]
+        elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.append(statement.name)
+        else:
+            stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+            names += [node.id for node in stored if isinstance(node.ctx, ast.Store)]
+    return names
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    """Load a Python file as a module of the given name, without making it importable."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_same_outputs(ours: nn.Module, exported: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Give both modules the same random weights and require equal outputs, bit for bit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in ours.parameters():
+            nn.init.normal_(parameter, std=0.1)  # no scale may stay at 0 and hide a difference
+        exported.load_state_dict(ours.state_dict())
+        for training in (True, False):
+            outputs = []
+            for module in (ours, exported):
+                torch.manual_seed(1)  # dropout must drop the same elements
+                outputs.append(module.train(training)(*inputs))
+            torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Replace a file in one step, and leave it alone if it holds the text already."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
