@@ -6,7 +6,6 @@ Each check raises Drift with a message that says what to run.
 from pathlib import Path
 
 import jupytext
-import nbformat
 from nbformat import NotebookNode
 
 from attn_course.course.export import module_source
@@ -43,7 +42,7 @@ def check_twin(notebook: Path) -> None:
     if not twin.exists():
         raise Drift(f"{notebook.name} has no twin {twin.name}; run `make notebooks`")
     from_twin = [(cell.cell_type, cell.source) for cell in jupytext.read(twin).cells]
-    from_notebook = [(cell.cell_type, cell.source) for cell in read(notebook).cells]
+    from_notebook = [(cell.cell_type, cell.source) for cell in jupytext.read(notebook).cells]
     if from_twin != from_notebook or twin.read_text(encoding="utf-8") != as_twin(notebook):
         raise Drift(
             f"text/{twin.name} and {notebook.name} differ; run `make notebooks`: "
@@ -53,7 +52,7 @@ def check_twin(notebook: Path) -> None:
 
 def as_twin(notebook: Path) -> str:
     """The text that jupytext pairs with a notebook."""
-    return str(jupytext.writes(read(notebook), fmt="md:myst"))
+    return str(jupytext.writes(jupytext.read(notebook), fmt="md:myst"))
 
 
 def check_export(notebook: Path) -> None:
@@ -82,7 +81,9 @@ def check_modules_have_notebooks(package: Path, notebooks: Path) -> None:
 
 def check_executed(notebook: Path) -> None:
     """Every code cell ran, once, in order, without a warning or an unexpected error."""
-    code = [cell for cell in read(notebook).cells if cell.cell_type == "code" and cell.source]
+    code = [
+        cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code" and cell.source
+    ]
     for count, cell in enumerate(code, start=1):
         where = f"{notebook.name}, code cell {count} (`{cell.source.splitlines()[0]}`)"
         if cell.execution_count != count:
@@ -150,13 +151,13 @@ def is_part(cell: NotebookNode, part: str, folded: bool) -> bool:
 
 def is_chapter(notebook: Path) -> bool:
     """A chapter exports a module; 00_start_here does not."""
-    return any(cell.source.startswith("#| default_exp") for cell in read(notebook).cells)
+    return any(cell.source.startswith("#| default_exp") for cell in jupytext.read(notebook).cells)
 
 
 def split_sections(notebook: Path) -> list[list[NotebookNode]]:
     """The cells before the first H2 heading, then those of each H2 section."""
     sections: list[list[NotebookNode]] = [[]]
-    for cell in read(notebook).cells:
+    for cell in jupytext.read(notebook).cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
             sections.append([])
         sections[-1].append(cell)
@@ -171,8 +172,3 @@ def title(section: list[NotebookNode]) -> str:
 def has_figure(cell: NotebookNode) -> bool:
     """Does the cell store a picture?"""
     return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
-
-
-def read(notebook: Path) -> NotebookNode:
-    """Read a notebook file."""
-    return nbformat.read(notebook, as_version=4)

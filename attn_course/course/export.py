@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nbformat
+import jupytext
 import torch
 from IPython.core.getipython import get_ipython
 from nbdev.export import nb_export
@@ -64,7 +64,7 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
 def module_source(notebook: Path) -> tuple[str, str]:
     """Cut the exported cells of a saved notebook into a module: its name and its formatted text."""
     with tempfile.TemporaryDirectory() as folder:
-        # nbdev writes the notebook's relative path into the module: give it the layout of the project
+        # The module names its notebook by a relative path: keep the layout of the project.
         copy = Path(folder, "notebooks", notebook.name)
         package = Path(folder, "attn_course")
         copy.parent.mkdir()
@@ -84,7 +84,7 @@ def module_source(notebook: Path) -> tuple[str, str]:
 
 def format_source(source: str) -> str:
     """Format Python text with the project's ruff settings."""
-    command = [sys.executable, "-m", "ruff", "format", "--config", ROOT / "pyproject.toml", "-"]
+    command = [sys.executable, "-m", "ruff", "format", "--config", f"{ROOT}/pyproject.toml", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"the exported cells are no valid Python: {done.stderr.strip()}")
@@ -94,12 +94,13 @@ def format_source(source: str) -> str:
 def cells_run_by_kernel() -> list[str]:
     """The source of every cell that this kernel has run, oldest first."""
     shell = get_ipython()
-    return list(shell.history_manager.input_hist_raw) if shell else []
+    history = shell.history_manager if shell else None
+    return list(history.input_hist_raw) if history else []
 
 
 def changed_since_saved(notebook: Path, ran: Sequence[str]) -> list[str]:
     """Names whose exported definition in the saved notebook is not the one that ran last."""
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = jupytext.read(notebook).cells
     saved = exported_definitions([cell.source for cell in cells if cell.cell_type == "code"])
     live = exported_definitions(ran)
     return sorted(name for name in saved | live if saved.get(name) != live.get(name))
@@ -128,7 +129,8 @@ def top_level_names(source: str) -> list[str]:
 def load_module(path: Path, name: str) -> ModuleType:
     """Load a Python file as a module of the given name, without making it importable."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
