@@ -1,0 +1,139 @@
+"""The course's real data: photographs, Fashion-MNIST, lines of text, and the papers' golden arrays.
+
+All of it lives in the course's repository, so that no notebook needs a network. What each file is,
+who made it and under which licence stands in ``data/README.md``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+REPOSITORY = Path(__file__).parents[2]
+DATA = REPOSITORY / "data"
+GOLDEN = REPOSITORY / "tests" / "golden"
+
+# PP-OCR's network that tells upright lines of text from rotated ones. It holds nine SE blocks.
+ANGLE_CLASSIFIER = DATA / "angle_classifier.onnx"
+
+
+def photographs() -> list[str]:
+    """The names that `photograph` knows."""
+    return _names(DATA / "photographs", ".jpg")
+
+
+def photograph(name: str, height: int | None = None) -> Float[Tensor, "3 h w"]:
+    """One of the course's photographs, with values in [0, 1].
+
+    Args:
+        name: One of `photographs()`.
+        height: Resize to this many rows, keeping the aspect ratio. The default keeps the full size.
+    """
+    picture = Image.open(_file(DATA / "photographs", name, ".jpg")).convert("RGB")
+    if height is not None:
+        if height < 1:
+            raise ValueError(f"height={height}: it must be at least 1")
+        width = max(1, round(picture.width * height / picture.height))
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)  # antialiased by Pillow
+    pixels = torch.from_numpy(np.array(picture))  # (h, w, 3)
+    return pixels.permute(2, 0, 1).contiguous() / 255
+
+
+@dataclass(frozen=True)
+class FashionMNIST:
+    """A class-balanced part of Fashion-MNIST; pictures have values in [0, 1]."""
+
+    train_images: Float[Tensor, "train 1 28 28"]
+    train_labels: Int[Tensor, "train"]
+    test_images: Float[Tensor, "test 1 28 28"]
+    test_labels: Int[Tensor, "test"]
+    class_names: tuple[str, ...] = (
+        "T-shirt/top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    )
+
+
+def fashion_mnist() -> FashionMNIST:
+    """600 training and 150 test pictures of each of the ten classes, in the original's order."""
+    arrays = _arrays(_file(DATA, "fashion_mnist", ".npz"))
+    return FashionMNIST(
+        train_images=arrays["train_images"].unsqueeze(1) / 255,
+        train_labels=arrays["train_labels"].long(),
+        test_images=arrays["test_images"].unsqueeze(1) / 255,
+        test_labels=arrays["test_labels"].long(),
+    )
+
+
+@dataclass(frozen=True)
+class TextLines:
+    """Lines of text as `ANGLE_CLASSIFIER` takes them: first all upright, then all upside down."""
+
+    images: Float[Tensor, "lines 3 48 192"]
+    labels: Int[Tensor, "lines"]
+    texts: tuple[str, ...]
+    class_names: tuple[str, ...] = ("upright", "rotated by 180°")
+
+
+def text_lines() -> TextLines:
+    """Twenty lines of a scanned page, then the same rotated by 180°, with values in [-1, 1]."""
+    with np.load(_file(DATA, "text_lines", ".npz")) as stored:
+        pixels = torch.from_numpy(stored["pixels"])  # (n, 48, 192), grey
+        texts = tuple(stored["texts"].tolist())
+    upright = (pixels / 255 - 0.5) / 0.5
+    upright = upright.unsqueeze(1).repeat(1, 3, 1, 1)  # (n, 3, 48, 192)
+    return TextLines(
+        images=torch.cat([upright, upright.flip(2, 3)]),
+        labels=torch.arange(2).repeat_interleave(len(upright)),
+        texts=texts + texts,
+    )
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """What the authors' released code computes for one mechanism, as arrays to compare with.
+
+    Args:
+        name: The mechanism's module, as in ``attn_course/<name>.py``.
+
+    Returns:
+        The arrays by name: ``x``, ``param/...`` for each weight, ``y_...`` for outputs and
+        ``grad_...`` for gradients.
+    """
+    return _arrays(_file(GOLDEN, name, ".npz"))
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    """The numeric arrays of an .npz file as tensors."""
+    with np.load(path) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    return {
+        key: torch.from_numpy(array) for key, array in arrays.items() if array.dtype.kind != "U"
+    }
+
+
+def _file(folder: Path, name: str, suffix: str) -> Path:
+    """The file of that name, or an error that lists the names there are."""
+    names = _names(folder, suffix)
+    if name not in names:
+        raise ValueError(f"name={name!r}: there is only {', '.join(names)}")
+    return folder / f"{name}{suffix}"
+
+
+def _names(folder: Path, suffix: str) -> list[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: the data belongs to the course's repository and is not "
+            "installed with the package; clone the repository and run `pip install -e .` in it"
+        )
+    return sorted(file.stem for file in folder.glob(f"*{suffix}"))
