@@ -9,13 +9,19 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-GATES = "viridis"  # what lies between "nothing" and "all": gates, weights, attention maps
-DIFFERENCES = "RdBu_r"  # what has a zero in the middle: differences, signed features
+from attn_course.course.course_map import course_map
+from attn_course.course.palette import DIFFERENCES, GATES, GATING, MIXING, SELECTION
 
-# One colour for each family of attention, the same in every figure.
-GATING = "#0072B2"
-SELECTION = "#D55E00"
-MIXING = "#009E73"
+__all__ = [
+    "DIFFERENCES",
+    "GATES",
+    "GATING",
+    "MIXING",
+    "SELECTION",
+    "course_map",
+    "show_images",
+    "use_style",
+]
 
 Photograph = Float[Tensor, "3 _ _"]
 Map = Float[Tensor, "_ _"]
@@ -32,7 +38,7 @@ def show_images(
     *,
     columns: int = 4,
     cmap: str = GATES,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float | int, float | int] | None = None,
     colour_bar: str = "",
 ) -> None:
     """Shows photographs and maps side by side, all maps on one colour scale.
@@ -56,7 +62,8 @@ def show_images(
     rows = -(-len(images) // columns)
     height_over_width = max(image.shape[-2] / image.shape[-1] for image in images)
     width = plt.rcParams["figure.figsize"][0]
-    row_height = width / columns * height_over_width + (0.35 if titles else 0.1)
+    column_width = width * (0.86 if colour_bar else 1) / columns
+    row_height = column_width * height_over_width + (0.35 if titles else 0.1)
     figure, grid = plt.subplots(rows, columns, figsize=(width, rows * row_height), squeeze=False)
 
     for axes in grid.flat:
