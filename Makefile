@@ -1,0 +1,57 @@
+# make lab         read the course in JupyterLab
+# make test        check everything: the package, every cell of every notebook, the pages
+# make notebooks   after an edit: sync notebooks and text twins, run, export, redraw the map
+# make chapter     start a new chapter from the template
+# make lint        formatting, lint and types
+# make clean       forget the environment and every cache
+# `lab` and `test` set themselves up in .venv. Another Python: make lab PYTHON=python3.13
+
+PYTHON ?= python3
+BIN = .venv/bin
+READY = .venv/ready
+
+# What is wrong with $(PYTHON), in one line, or nothing. Any Python, however old, can run this.
+WRONG = $(shell "$(PYTHON)" -c "import sys; v = sys.version_info; \
+  v < (3, 11) and sys.exit('$(PYTHON) is Python %d.%d.' % (v[0], v[1])); \
+  from importlib.util import find_spec; \
+  find_spec('ensurepip') or sys.exit('$(PYTHON) lacks venv (Debian: apt install python3-venv).')" \
+  2>&1 || echo "The course needs Python 3.11 or newer with venv: make lab PYTHON=python3.13")
+
+ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
+SCREEN = $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname)))
+
+.PHONY: lab test notebooks chapter lint clean
+
+lab: $(READY)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	  $(ROOT) $(if $(SCREEN),,--no-browser)
+
+test: $(READY)
+	$(BIN)/pytest --nbval
+
+notebooks: $(READY)
+	$(BIN)/jupytext --sync notebooks/*.ipynb notebooks/text/*.md
+	$(BIN)/ruff format notebooks
+	$(BIN)/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupytext --sync notebooks/*.ipynb
+
+chapter: $(READY)
+	$(BIN)/python -m attn_course.course.chapter
+
+lint: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .*_cache
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+# The environment is made again only when a version changes.
+$(READY): requirements.txt pyproject.toml
+	$(if $(WRONG),$(error $(WRONG)))
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements
+	@touch $@
