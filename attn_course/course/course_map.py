@@ -83,7 +83,7 @@ def _column(index: int) -> Number:
 def _draw_family(axes: Axes, family: Family, top: Number, here: str | None) -> None:
     """One row: the heading of a family, then a card for each of its mechanisms."""
     _text(axes, MARGIN, top + 26, family.name, 19, family.colour, weight="bold")
-    _text(axes, MARGIN + 122, top + 26, family.question, 15, INK)
+    _text(axes, MARGIN + 130, top + 26, family.question, 15, INK)
     _text(axes, WIDTH - MARGIN, top + 26, family.formula, 15, INK, ha="right")
     axes.plot([MARGIN, WIDTH - MARGIN], [top + 38] * 2, color=family.colour, linewidth=2)
     for index, mechanism in enumerate(family.mechanisms):

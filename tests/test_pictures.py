@@ -1,0 +1,73 @@
+"""The pictures: what they refuse, and that no words of the course's map touch."""
+
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.patches import FancyBboxPatch
+
+from attn_course.course import pictures
+from attn_course.course.course_map import FAMILIES, draw_course_map
+
+MECHANISMS = [mechanism.short for family in FAMILIES for mechanism in family.mechanisms]
+
+
+@pytest.fixture(autouse=True)
+def course_style(monkeypatch: pytest.MonkeyPatch):
+    """The course's style, no windows, and nothing left open."""
+    plt.switch_backend("agg")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    with plt.rc_context():
+        pictures.use_style()
+        yield
+    plt.close("all")
+
+
+def test_map_shows_the_eight_mechanisms():
+    assert sorted(MECHANISMS) == ["CBAM", "DA", "EA", "EPSA", "MHSA", "SE", "SGE", "SK"]
+
+
+def test_words_of_the_map_are_apart_and_inside():
+    figure = draw_course_map()
+    figure.canvas.draw()
+    boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
+    for (one, box), (other, other_box) in combinations(boxes.items(), 2):
+        assert not box.overlaps(other_box), f"{one.get_text()!r} touches {other.get_text()!r}"
+    for text, box in boxes.items():
+        inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert inside, f"{text.get_text()!r} leaves the page"
+
+
+@pytest.mark.parametrize("here", MECHANISMS)
+def test_map_highlights_one_card(here: str):
+    axes = draw_course_map(here).axes[0]
+    cards = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    outlines = {name: card.get_linewidth() for name, card in zip(MECHANISMS, cards, strict=True)}
+    assert [name for name in MECHANISMS if outlines[name] > min(outlines.values())] == [here]
+
+
+def test_map_names_what_here_may_be():
+    with pytest.raises(ValueError, match="here is 'ECA': give one of SE, CBAM"):
+        pictures.course_map("ECA")
+
+
+def test_maps_share_a_scale_centred_on_zero_for_differences():
+    small, large = torch.tensor([[-1.0, 0.5]]), torch.tensor([[0.0, 3.0]])
+    pictures.show_images([small, large], cmap=pictures.DIFFERENCES)
+    assert [axes.images[0].get_clim() for axes in plt.gcf().axes] == [(-3, 3), (-3, 3)]
+
+
+def test_photographs_and_maps_stand_in_rows():
+    images = [torch.rand(3, 4, 6), torch.rand(4, 6), torch.rand(2, 3)]
+    pictures.show_images(images, ["a", "b", "c"], columns=2, colour_bar="gate")
+    *cells, bar = plt.gcf().axes
+    assert [axes.get_title() for axes in cells] == ["a", "b", "c", ""]
+    assert bar.get_ylabel() == "gate"
+
+
+def test_show_images_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="images is empty"):
+        pictures.show_images([])
+    with pytest.raises(ValueError, match="titles has 1 entries for 2 images"):
+        pictures.show_images([torch.rand(2, 2)] * 2, ["only one"])
