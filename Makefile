@@ -1,7 +1,7 @@
 # make lab         read the course in JupyterLab
 # make test        check everything: the package, every cell of every notebook, the pages
 # make notebooks   after an edit: sync notebooks and text twins, run, export, redraw the map
-# make chapter     start a new chapter from the template
+# make chapter     start a new chapter: make chapter NAME=02_selective_kernel
 # make lint        formatting, lint and types
 # make clean       forget the environment and every cache
 # `lab` and `test` set themselves up in .venv. Another Python: make lab PYTHON=python3.13
@@ -34,9 +34,11 @@ notebooks: $(READY)
 	$(BIN)/ruff format notebooks
 	$(BIN)/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/jupytext --sync notebooks/*.ipynb
+	$(BIN)/python -c "from attn_course.course import course_map, pictures; pictures.use_style(); \
+	  course_map.draw_course_map().savefig('docs/course_map.png')"
 
 chapter: $(READY)
-	$(BIN)/python -m attn_course.course.chapter
+	$(BIN)/python -m attn_course.course.chapter $(NAME)
 
 lint: $(READY)
 	$(BIN)/ruff format --check
@@ -45,7 +47,7 @@ lint: $(READY)
 
 clean:
 	rm -rf .venv build dist *.egg-info .*_cache
-	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # The environment is made again only when a version changes.
 $(READY): requirements.txt pyproject.toml
