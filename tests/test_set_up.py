@@ -107,12 +107,17 @@ def check_commands(root):
     """Each `make` command in the prose is a target of the Makefile."""
     targets = re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.MULTILINE)
     for name in ("README.md", "CONTRIBUTING.md", "Makefile"):
-        for target in re.findall(
-            r"(?:^|`|# |: )make (\w+)", (root / name).read_text(), re.MULTILINE
-        ):
-            assert target in targets, (
-                f"{name} says `make {target}`, and Makefile has no such target"
-            )
+        text = (root / name).read_text()
+        for target in re.findall(r"(?:^# |^    |`)make (\w+)", text, re.MULTILINE):
+            assert target in targets, f"{name} says `make {target}`: Makefile has no such target"
+
+
+def check_links(root):
+    """Each link of the prose to a file of the project finds it."""
+    for name in ("README.md", "CONTRIBUTING.md"):
+        links = re.findall(r"\]\(([^):]+)\)", (root / name).read_text())
+        missing = [link for link in links if not (root / link).exists()]
+        assert not missing, f"{name} links to {missing}: no such files"
 
 
 @pytest.mark.parametrize(
