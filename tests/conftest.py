@@ -1,0 +1,114 @@
+"""JupyterLab and a browser, for the tests that read the notebooks in them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+SETTINGS = {
+    "apputils-extension/themes": {"adaptive-theme": True},  # JupyterLab follows the browser
+    "apputils-extension/notification": {"fetchNews": "false"},  # else it asks about news
+    "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
+}
+
+
+@dataclass
+class Reading:
+    """A notebook open in the browser, and what the browser complained of meanwhile."""
+
+    page: Any
+    notebook: Path
+    theme: str
+    heard: list[str]
+
+
+@pytest.fixture(scope="module")
+def course_copy(tmp_path_factory):
+    """A copy of the project, since JupyterLab writes where it is opened."""
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "screenshots")
+    copy = tmp_path_factory.mktemp("jupyterlab") / "course"
+    return shutil.copytree(Path(__file__).parents[1], copy, ignore=ignored)
+
+
+@pytest.fixture(scope="module")
+def lab(course_copy):
+    """The address of a JupyterLab on the copy, with settings of its own."""
+    home = course_copy.parent
+    for name, values in SETTINGS.items():
+        path = home / f"jupyterlab_settings_dir/@jupyterlab/{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    own = ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR"]
+    own += ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"]
+    env = os.environ | {name: str(home / name.lower()) for name in own}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--ServerApp.root_dir={course_copy}", "--IdentityProvider.token=reader"]
+    log = home / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(command, cwd=course_copy, env=env, stdout=stream, stderr=stream)
+    try:
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.2)
+        yield address[0]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium that can look up no other host; a laptop's window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium found: install Debian's chromium, or Google Chrome")
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=chromium, args=[offline])
+        yield chromium.new_context(viewport={"width": 1280, "height": 1120})
+        chromium.close()
+
+
+@pytest.fixture
+def read(course_copy, lab, browser):
+    """Opens a notebook of the copy, its table of contents beside it."""
+    page = browser.new_page()
+    theme = os.environ.get("THEME", "light")
+    page.emulate_media(color_scheme=theme)
+
+    def open_notebook(name):
+        reading = Reading(page, course_copy / "notebooks" / name, theme, heard=[])
+        listen(page, reading.heard)
+        page.goto(f"{lab}/lab/workspaces/{name[:2]}/tree/notebooks/{name}?token=reader")
+        page.wait_for_selector(".jp-Notebook-cell, .jp-Dialog", timeout=60_000)
+        dialogs = page.locator(".jp-Dialog").all_inner_texts()
+        assert not dialogs, f"{name}: {dialogs}"
+        page.click("[data-id=table-of-contents]")
+        return reading
+
+    yield open_notebook
+    page.close()
+
+
+def listen(page, heard):
+    def console(message):
+        if message.type == "error":
+            heard.append(f"console: {message.text} {urlsplit(message.location['url']).path}")
+
+    def request(request):
+        if urlsplit(request.url).hostname not in (None, "127.0.0.1"):
+            heard.append(f"asked the network for {request.url}")
+
+    page.on("console", console)
+    page.on("request", request)
+    page.on("pageerror", lambda error: heard.append(f"page error: {error.message}"))
