@@ -72,5 +72,5 @@ class SqueezeExcitation(nn.Module):
             )
         z = x.mean((2, 3))  # (b, c)
         hidden = self.reduce(z).relu()  # (b, c / r)
-        s = self.gate_activation(self.expand(hidden))  # (b, c)
+        s: Float[Tensor, "b c"] = self.gate_activation(self.expand(hidden))
         return s[:, :, None, None]  # (b, c, 1, 1)

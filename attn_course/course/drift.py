@@ -151,7 +151,7 @@ def is_part(cell: NotebookNode, part: str, folded: bool) -> bool:
 
 def is_chapter(notebook: Path) -> bool:
     """A chapter exports a module; 00_start_here does not."""
-    return any(cell.source.startswith("#| default_exp") for cell in jupytext.read(notebook).cells)
+    return not notebook.name.startswith("00_")
 
 
 def split_sections(notebook: Path) -> list[list[NotebookNode]]:

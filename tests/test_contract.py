@@ -1,0 +1,247 @@
+"""What every exported module promises, whatever its mechanism.
+
+A new module is covered as soon as it is listed in CASES; one that is not listed fails a test.
+"""
+
+import ast
+import copy
+import inspect
+import pickle
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import attn_course
+from attn_course.course.export import load_module
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to build a module for the tests, and the channels that it takes."""
+
+    channels: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "SqueezeExcitation": [Case(64), Case(16, {"reduction": 4, "bias": False})],
+}
+SIZES = [(7, 7), (5, 8), (1, 1), (1, 6), (16, 16)]
+
+every_case = pytest.mark.parametrize(
+    ("name", "case"),
+    [(name, case) for name, cases in CASES.items() for case in cases],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+
+
+def build(name, case):
+    """A module with random weights, so that no zero hides a mistake."""
+    torch.manual_seed(0)
+    module = getattr(attn_course, name)(case.channels, **case.options)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def build_without_shape_checks(name, case):
+    """The same, from the module's file: compilers cannot look through the checks of the tests."""
+    checked = build(name, case)
+    path = Path(inspect.getfile(type(checked)))
+    plain = getattr(load_module(path, f"plain_{name}"), name)(case.channels, **case.options)
+    plain.load_state_dict(checked.state_dict())
+    return plain.eval()
+
+
+def feature_map(case, *, b=2, h=7, w=9, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(b, case.channels, h, w, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def test_every_public_module_is_covered():
+    public = {n for n in attn_course.__all__ if isinstance(getattr(attn_course, n), type)}
+    assert public == set(CASES), "list the module in CASES of tests/test_contract.py"
+
+
+@every_case
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("b", [1, 3])
+def test_any_size_and_a_batch_of_one(name, case, b, size, training):
+    x = feature_map(case, b=b, h=size[0], w=size[1])
+    y = build(name, case).train(training)(x)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    assert y.isfinite().all()
+
+
+@every_case
+def test_an_empty_batch_stays_empty(name, case):
+    x = feature_map(case, b=0)
+    assert build(name, case).eval()(x).shape == x.shape
+
+
+@every_case
+def test_a_picture_does_not_depend_on_its_batch(name, case):
+    module, x = build(name, case).eval(), feature_map(case, b=3)
+    torch.testing.assert_close(module(x)[:1], module(x[:1]))
+
+
+@every_case
+def test_memory_layout_changes_nothing(name, case):
+    module, x = build(name, case).eval(), feature_map(case, w=10)
+    expected = module(x)
+    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), expected)
+    strided = x.repeat_interleave(2, dim=3)[..., ::2]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(module(strided), expected)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(name, case, dtype):
+    module, x = build(name, case).eval(), feature_map(case)
+    expected = module.double()(x.double())
+    y = module.to(dtype)(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=0.05, atol=0.05)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(name, case, dtype):
+    module, x = build(name, case).eval(), feature_map(case)
+    expected = module(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = module(x)
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+
+
+@every_case
+def test_copies_compute_the_same(name, case):
+    module, x = build(name, case).eval(), feature_map(case)
+    fresh = getattr(attn_course, name)(case.channels, **case.options).eval()
+    fresh.load_state_dict(module.state_dict(), strict=True)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), fresh):
+        assert torch.equal(twin(x), module(x))
+
+
+@every_case
+def test_meta_device(name, case):
+    with torch.device("meta"):
+        module = getattr(attn_course, name)(case.channels, **case.options)
+    x = torch.empty(2, case.channels, 7, 9, device="meta")
+    assert module(x).shape == x.shape
+
+
+@every_case
+def test_compile_in_one_graph(name, case):
+    module, x = build_without_shape_checks(name, case), feature_map(case)
+    backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), module(x))
+
+
+@every_case
+def test_export_with_dynamic_batch_and_size(name, case):
+    module, x = build_without_shape_checks(name, case), feature_map(case)
+    b, h, w = (torch.export.Dim(axis, min=2, max=64) for axis in "bhw")
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: b, 2: h, 3: w},))
+    other = feature_map(case, b=5, h=4, w=6)
+    torch.testing.assert_close(program.module()(other), module(other))
+
+
+@every_case
+def test_onnx(name, case, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module, x = build_without_shape_checks(name, case), feature_map(case)
+    path = tmp_path / "module.onnx"
+    axes = ({0: torch.export.Dim("b"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")},)
+    torch.onnx.export(module, (x,), path, input_names=["x"], dynamic_shapes=axes, verbose=False)
+    other = feature_map(case, b=3, h=4, w=6)
+    (y,) = onnxruntime.InferenceSession(path).run(None, {"x": other.numpy()})
+    np.testing.assert_allclose(y, module(other).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(name, case):
+    module = build(name, case)
+    x = feature_map(case).requires_grad_()
+    module(x).square().sum().backward()
+    for parameter_name, parameter in [("x", x), *module.named_parameters()]:
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@every_case
+def test_gradcheck(name, case):
+    module = build(name, case).double().eval()
+    x = feature_map(case, b=1, h=2, w=3, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(module, x, fast_mode=True)
+
+
+@every_case
+def test_the_input_is_left_alone(name, case):
+    x = feature_map(case)
+    before = x.clone()
+    module = build(name, case)
+    module(x), module.attention(x)
+    assert torch.equal(x, before)
+
+
+@every_case
+def test_nothing_is_printed_and_no_random_number_is_drawn(name, case, capfd):
+    module, x = build(name, case).eval(), feature_map(case)
+    state = torch.get_rng_state()
+    module(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capfd.readouterr() == ("", "")
+
+
+@every_case
+def test_another_number_of_channels_is_refused(name, case):
+    wrong = torch.rand(2, case.channels + 1, 7, 7)
+    with pytest.raises(ValueError, match=rf"x has shape \(2, {case.channels + 1}, 7, 7\); pass"):
+        build(name, case)(wrong)
+
+
+@every_case
+def test_another_number_of_dimensions_is_refused(name, case):
+    with pytest.raises(ValueError, match="x has shape"):
+        build_without_shape_checks(name, case)(torch.rand(case.channels, 7, 7))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_shape_annotations_are_checked_in_these_tests(name):
+    """Without the import hook, a wrong annotation would pass unnoticed."""
+    case = CASES[name][0]
+    with pytest.raises(jaxtyping.TypeCheckError):
+        build(name, case)(torch.rand(case.channels, 7, 7))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_source_has_no_shortcuts(name):
+    source = inspect.getsource(inspect.getmodule(getattr(attn_course, name)))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "data", "`.data` hides a change from autograd"
+        if isinstance(node, ast.Name):
+            assert node.id not in ("print", "np", "numpy")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_docstring_is_complete(name):
+    doc = inspect.getdoc(getattr(attn_course, name))
+    for part in ("arXiv:", "Args:", "Shape:", "Raises:"):
+        assert part in doc, f"{name}'s docstring lacks {part}"
+    parameters = list(inspect.signature(getattr(attn_course, name)).parameters)
+    for parameter in parameters:
+        assert f"    {parameter}: " in doc, f"{name}'s docstring does not explain {parameter}"

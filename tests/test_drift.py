@@ -1,0 +1,296 @@
+"""Notebook, twin and module say the same, every chapter is whole, and the guards notice if not."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_output
+
+from attn_course.course import drift, export
+from attn_course.course.chapter import create_chapter
+from attn_course.course.drift import Drift
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTER = "01_squeeze_excitation"
+
+every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@every_notebook
+@pytest.mark.parametrize(
+    "check",
+    [drift.check_twin, drift.check_export, drift.check_executed, drift.check_anatomy],
+    ids=lambda check: check.__name__,
+)
+def test_nothing_has_drifted(check, notebook):
+    check(notebook)
+
+
+def test_every_module_has_a_notebook():
+    drift.check_modules_have_notebooks(ROOT / "attn_course", ROOT / "notebooks")
+
+
+# The guards, each seen to catch what it is there for.
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A copy of a chapter, with its twin and its module, to be broken."""
+    (tmp_path / "notebooks" / "text").mkdir(parents=True)
+    (tmp_path / "attn_course").mkdir()
+    for path in (f"notebooks/{CHAPTER}.ipynb", f"notebooks/text/{CHAPTER}.md"):
+        shutil.copy(ROOT / path, tmp_path / path)
+    shutil.copy(ROOT / "attn_course" / "squeeze_excitation.py", tmp_path / "attn_course")
+    return tmp_path / "notebooks" / f"{CHAPTER}.ipynb"
+
+
+def edit(notebook, change):
+    """Change the cells of a notebook on disk."""
+    content = jupytext.read(notebook)
+    change(content.cells)
+    nbformat.write(content, notebook)
+
+
+def first_code_cell(cells):
+    return next(cell for cell in cells if cell.cell_type == "code")
+
+
+def remove_section(cells, title):
+    start = next(i for i, cell in enumerate(cells) if cell.source.startswith(f"## {title}"))
+    later = range(start + 1, len(cells))
+    end = next((i for i in later if cells[i].source.startswith("## ")), len(cells))
+    del cells[start:end]
+
+
+def test_an_edited_module_is_caught(notebook):
+    module = notebook.parents[1] / "attn_course" / "squeeze_excitation.py"
+    module.write_text(module.read_text().replace("x.mean((2, 3))", "x.amax((2, 3))"))
+    with pytest.raises(Drift, match=r"squeeze_excitation.py is not what .* run `make notebooks`"):
+        drift.check_export(notebook)
+
+
+def test_a_missing_module_is_caught(notebook):
+    (notebook.parents[1] / "attn_course" / "squeeze_excitation.py").unlink()
+    with pytest.raises(Drift, match="run `make notebooks`"):
+        drift.check_export(notebook)
+
+
+def test_a_module_without_notebook_is_caught(notebook):
+    (notebook.parents[1] / "attn_course" / "by_hand.py").write_text("")
+    with pytest.raises(Drift, match=r"by_hand\.py comes from no notebook"):
+        drift.check_modules_have_notebooks(notebook.parents[1] / "attn_course", notebook.parent)
+
+
+def test_an_edited_twin_is_caught(notebook):
+    twin = notebook.parent / "text" / f"{CHAPTER}.md"
+    twin.write_text(twin.read_text().replace("## The problem", "## A problem"))
+    with pytest.raises(Drift, match="differ; run `make notebooks`"):
+        drift.check_twin(notebook)
+
+
+def test_an_edited_notebook_is_caught(notebook):
+    edit(notebook, lambda cells: cells[0].update(source="# Another title"))
+    with pytest.raises(Drift, match="differ; run `make notebooks`"):
+        drift.check_twin(notebook)
+
+
+def test_a_missing_twin_is_caught(notebook):
+    (notebook.parent / "text" / f"{CHAPTER}.md").unlink()
+    with pytest.raises(Drift, match="has no twin"):
+        drift.check_twin(notebook)
+
+
+def test_an_unexecuted_cell_is_caught(notebook):
+    edit(notebook, lambda cells: first_code_cell(cells).update(execution_count=None, outputs=[]))
+    with pytest.raises(Drift, match=r"code cell 1 .* was not executed in order; run `make"):
+        drift.check_executed(notebook)
+
+
+def test_a_cell_executed_twice_is_caught(notebook):
+    edit(notebook, lambda cells: first_code_cell(cells).update(execution_count=2))
+    with pytest.raises(Drift, match="was not executed in order"):
+        drift.check_executed(notebook)
+
+
+def test_a_stored_error_is_caught(notebook):
+    error = new_output("error", ename="NameError", evalue="nothing", traceback=[])
+    edit(notebook, lambda cells: first_code_cell(cells).outputs.append(error))
+    with pytest.raises(Drift, match="stores an error"):
+        drift.check_executed(notebook)
+
+
+def test_a_stored_warning_is_caught(notebook):
+    warning = new_output("stream", name="stderr", text="UserWarning")
+    edit(notebook, lambda cells: first_code_cell(cells).outputs.append(warning))
+    with pytest.raises(Drift, match="stores a warning"):
+        drift.check_executed(notebook)
+
+
+@pytest.mark.parametrize("section", drift.SECTIONS)
+def test_a_missing_section_is_caught(notebook, section):
+    edit(notebook, lambda cells: remove_section(cells, section))
+    with pytest.raises(Drift, match=rf"write `## {section.replace('?', '[?]')}`"):
+        drift.check_anatomy(notebook)
+
+
+def test_swapped_sections_are_caught(notebook):
+    def swap(cells):
+        for cell in cells:
+            for old, new in (("Summary", "Exercises"), ("Exercises", "Summary")):
+                if cell.source.startswith(f"## {old}"):
+                    cell.source = f"## {new}"
+                    break
+
+    edit(notebook, swap)
+    with pytest.raises(Drift, match="are not in the order"):
+        drift.check_anatomy(notebook)
+
+
+@pytest.mark.parametrize("part", drift.CARD)
+def test_a_gap_in_the_paper_card_is_caught(notebook, part):
+    edit(notebook, lambda cells: cells[0].update(source=cells[0].source.replace(part, "")))
+    with pytest.raises(Drift, match="the paper card lacks"):
+        drift.check_anatomy(notebook)
+
+
+def test_a_chapter_without_its_sentence_is_caught(notebook):
+    edit(notebook, lambda cells: cells[0].update(source=cells[0].source.replace("\n> ", "\n")))
+    with pytest.raises(Drift, match="one sentence"):
+        drift.check_anatomy(notebook)
+
+
+def test_a_missing_figure_is_caught(notebook):
+    def strip_figures(cells):
+        for cell in cells:
+            cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[])
+
+    edit(notebook, strip_figures)
+    with pytest.raises(Drift, match="needs a figure"):
+        drift.check_anatomy(notebook)
+
+
+def test_a_missing_diagram_is_caught(notebook):
+    def to_text(cells):
+        for cell in cells:
+            cell.source = cell.source.replace("```mermaid", "```")
+
+    edit(notebook, to_text)
+    with pytest.raises(Drift, match="needs a ```mermaid diagram"):
+        drift.check_anatomy(notebook)
+
+
+@pytest.mark.parametrize("tag", ["self-test", "solution"])
+def test_an_unfolded_part_of_an_exercise_is_caught(notebook, tag):
+    def unfold(cells):
+        cell = next(cell for cell in cells if tag in cell.metadata.get("tags", []))
+        cell.metadata.pop("jupyter")
+
+    edit(notebook, unfold)
+    with pytest.raises(Drift, match=f"`### Exercise 1.*` lacks a folded {tag}"):
+        drift.check_anatomy(notebook)
+
+
+def test_too_few_exercises_are_caught(notebook):
+    def demote(cells):
+        for cell in cells:
+            cell.source = cell.source.replace("### Exercise", "### Question", 1)
+
+    edit(notebook, demote)
+    with pytest.raises(Drift, match="0 exercises; write at least 4"):
+        drift.check_anatomy(notebook)
+
+
+def test_a_notebook_that_exports_nothing_is_refused(notebook):
+    def forget(cells):
+        for cell in cells:
+            cell.source = cell.source.replace("#| default_exp squeeze_excitation", "")
+
+    edit(notebook, forget)
+    with pytest.raises(export.ExportError, match=r"`#\| default_exp name`"):
+        export.module_source(notebook)
+
+
+def test_an_export_of_what_did_not_run_is_noticed(notebook):
+    saved = [cell.source for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    assert export.changed_since_saved(notebook, saved) == []
+    edited = [source.replace("x.mean((2, 3))", "x.amax((2, 3))") for source in saved]
+    assert export.changed_since_saved(notebook, saved + edited) == ["SqueezeExcitation"]
+    added = ["#| export\nclass Another: ..."]
+    assert export.changed_since_saved(notebook, saved + added) == ["Another"]
+    assert "SqueezeExcitation" in export.changed_since_saved(notebook, [])
+
+
+def test_an_unchanged_module_is_not_written_again(tmp_path):
+    path = tmp_path / "module.py"
+    export.write_if_changed(path, "x = 1\n")
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    export.write_if_changed(path, "x = 1\n")
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+    export.write_if_changed(path, "x = 2\n")
+    assert path.read_text() == "x = 2\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_export_that_computes_something_else_is_refused():
+    torch = pytest.importorskip("torch")
+    ours, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    inputs = [torch.rand(2, 3)]
+    export.assert_same_outputs(ours, other, inputs)
+    other.register_forward_hook(lambda module, args, out: out + 1)
+    with pytest.raises(AssertionError):
+        export.assert_same_outputs(ours, other, inputs)
+
+
+def test_a_new_chapter_is_whole_and_exports_only_what_is_saved(tmp_path):
+    (tmp_path / "notebooks" / "text").mkdir(parents=True)
+    (tmp_path / "attn_course").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    twin = create_chapter("99_some_mechanism", tmp_path / "notebooks")
+    with pytest.raises(FileExistsError):
+        create_chapter("99_some_mechanism", tmp_path / "notebooks")
+    sync(tmp_path, twin)
+    notebook = tmp_path / "notebooks" / "99_some_mechanism.ipynb"
+
+    unsaved = jupytext.read(notebook)
+    for cell in unsaved.cells:
+        cell.source = cell.source.replace("return x * self.attention(x)", "return x")
+    with pytest.raises(CellExecutionError, match="Save the notebook, then restart the kernel"):
+        run(unsaved, notebook.parent)
+    assert not list((tmp_path / "attn_course").iterdir())
+
+    content = jupytext.read(notebook)
+    run(content, notebook.parent)
+    nbformat.write(content, notebook)
+    sync(tmp_path, notebook)
+    for check in (
+        drift.check_twin,
+        drift.check_export,
+        drift.check_executed,
+        drift.check_anatomy,
+    ):
+        check(notebook)
+    assert (tmp_path / "attn_course" / "some_mechanism.py").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["cbam", "3_cbam", "03-cbam", "03_CBAM", "03_cbam.ipynb", "../03_a"]
+)
+def test_a_chapter_with_another_kind_of_name_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="pass one like 04_spatial_group_enhance"):
+        create_chapter(name, tmp_path)
+
+
+def sync(root, path):
+    command = [sys.executable, "-m", "jupytext", "--sync", path]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+
+def run(content, folder):
+    NotebookClient(content, resources={"metadata": {"path": str(folder)}}).execute()
