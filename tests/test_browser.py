@@ -57,7 +57,7 @@ def look(reading):
     found = [] if len(shown) == len(cells) else [f"{len(shown)} of {len(cells)} cells shown"]
     for number, (cell, seen) in enumerate(zip(cells, shown, strict=False)):
         found += [f"cell {number}: {fault}" for fault in cell_faults(cell, seen)]
-    entries = reading.page.locator(".jp-tocItem-content").all_inner_texts()
+    entries = reading.page.locator(".jp-tocItem-content:visible").all_inner_texts()
     found += [*contents_faults(cells, entries), *reading.heard]
     return sorted(f"{reading.notebook.name}, {fault}" for fault in found)
 
@@ -109,7 +109,7 @@ def save_screenshots(reading):
     height, screen = scroller.evaluate("node => [node.scrollHeight, node.clientHeight]")
     for number, top in enumerate(range(0, height, screen - 40), start=1):
         scroller.evaluate("(node, top) => node.scrollTop = top", top)
-        notebook.screenshot(path=folder / f"{number:02}.png")
+        reading.page.screenshot(path=folder / f"{number:02}.png", clip=notebook.bounding_box())
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("notebooks/*.ipynb")))
@@ -128,6 +128,8 @@ def test_runs_from_the_menu_and_saves_both_files(read):
     def counts():  # of the cells that are not folded
         return set(page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts())
 
+    assert stumbles(reading) == []  # it is loaded
+    assert wait_until(idle.count, seconds=60)
     choose(page, "Edit", "Clear Outputs of All Cells")
     assert wait_until(lambda: counts() == {"[ ]:"}, seconds=10)
     choose(page, "Run", "Run All Cells")
