@@ -15,9 +15,10 @@ from typing import Any
 
 import jupytext
 import torch
-from IPython.core.getipython import get_ipython
 from nbdev.export import nb_export
 from torch import Tensor, nn
+
+from attn_course.course import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +45,7 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
         AssertionError: The exported class computes something else.
     """
     path = Path(notebook).resolve()
-    changed = changed_since_saved(path, cells_run_by_kernel())
+    changed = changed_since_saved(path, kernel.ran)
     if changed:
         raise ExportError(
             f"{notebook} on disk is not what this kernel ran: {', '.join(changed)} differ. "
@@ -89,13 +90,6 @@ def format_source(source: str) -> str:
     if done.returncode:
         raise ExportError(f"the exported cells are no valid Python: {done.stderr.strip()}")
     return done.stdout
-
-
-def cells_run_by_kernel() -> list[str]:
-    """The source of every cell that this kernel has run, oldest first."""
-    shell = get_ipython()
-    history = shell.history_manager if shell else None
-    return list(history.input_hist_raw) if history else []
 
 
 def changed_since_saved(notebook: Path, ran: Sequence[str]) -> list[str]:
