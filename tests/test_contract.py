@@ -31,6 +31,12 @@ class Case:
 
 
 CASES = {
+    "CBAM": [
+        Case(64),
+        Case(16, {"reduction": 4, "kernel_size": 3, "batch_norm": False}),
+        Case(8, {"reduction": 2, "order": "spatial-channel"}),
+        Case(8, {"reduction": 2, "kernel_size": 1, "order": "parallel"}),
+    ],
     "SqueezeExcitation": [Case(64), Case(16, {"reduction": 4, "bias": False})],
 }
 SIZES = [(7, 7), (5, 8), (1, 1), (1, 6), (16, 16)]
