@@ -60,7 +60,8 @@ class SpatialGroupEnhance(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Weights each group of x by its gate, position by position."""
         s = self.attention(x)[:, :, None]  # (b, g, 1, h, w)
-        return (x.unflatten(1, (self.groups, -1)) * s).flatten(1, 2)  # (b, c, h, w)
+        grouped = torch.unflatten(x, 1, (self.groups, -1))  # (b, g, c / g, h, w)
+        return (grouped * s).flatten(1, 2)  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g h w"]:
         """Returns the gate s: one map for each picture and group."""
@@ -75,7 +76,7 @@ class SpatialGroupEnhance(nn.Module):
             )
         n = x.shape[2] * x.shape[3]
         wide = torch.promote_types(x.dtype, torch.float32)  # for half precision
-        grouped = x.unflatten(1, (self.groups, -1))  # (b, g, c / g, h, w)
+        grouped = torch.unflatten(x, 1, (self.groups, -1))  # (b, g, c / g, h, w)
         m = grouped.sum((3, 4), dtype=wide) / n  # (b, g, c / g)
         length = torch.linalg.vector_norm(m, dim=2)[:, :, None, None]  # (b, g, 1, 1)
         direction = F.normalize(m, dim=2).to(x.dtype)  # (b, g, c / g)
@@ -83,4 +84,5 @@ class SpatialGroupEnhance(nn.Module):
         t = t - t.mean((2, 3), keepdim=True)  # (b, g, h, w)
         # The norm's gradient is 0 where it is 0, and one position has no n - 1 to divide by.
         std = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(n - 1, 1) ** 0.5
-        return t * (length / (length * std + self.eps))  # (b, g, h, w)
+        t_hat: Float[Tensor, "b g h w"] = t * (length / (length * std + self.eps))
+        return t_hat
