@@ -1,5 +1,6 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
+from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["SqueezeExcitation"]
+__all__ = ["SpatialGroupEnhance", "SqueezeExcitation"]

@@ -32,6 +32,7 @@ class Case:
 
 
 CASES = {
+    "SpatialGroupEnhance": [Case(64), Case(24, {"groups": 4, "eps": 1e-3})],
     "SqueezeExcitation": [Case(64), Case(16, {"reduction": 4, "bias": False})],
 }
 SIZES = [(7, 7), (5, 8), (1, 1), (1, 6), (16, 16)]
