@@ -1,5 +1,6 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
+from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
 from attn_course.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["SqueezeExcitation"]
+__all__ = ["PyramidSqueezeAttention", "SqueezeExcitation"]
