@@ -16,7 +16,7 @@ import pytest
 
 SETTINGS = {
     "apputils-extension/themes": {"adaptive-theme": True},  # JupyterLab follows the browser
-    "apputils-extension/notification": {"fetchNews": "false"},  # else it asks about news
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
 MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM = "mjx-assistive-mml { display: none }"
@@ -81,7 +81,7 @@ def browser():
 
 
 @pytest.fixture
-def read(course_copy, lab, browser):
+def read(browser, lab, course_copy):
     """Opens a notebook of the copy, its table of contents beside it."""
     page = browser.new_page()
     theme = os.environ.get("THEME", "light")

@@ -166,11 +166,9 @@ def test_a_local_suffix_is_no_difference():
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
-# What `make` sees instead of the real python3: a liar that runs the Makefile's question.
-LIAR = """#!{python}
-import sys
-sys.{lie}
-exec(sys.argv[2])
+# What `make` sees instead of the real python3: a liar that answers the Makefile's question.
+LIAR = """#!/bin/sh
+exec "{python}" -c "import sys; sys.{lie}; exec(sys.argv[1])" "$2"
 """
 
 # A python3 that passes, whose environment holds tools that only write down their calls.
@@ -191,10 +189,10 @@ def script(path, text):
 
 
 def make(root, target, **variables):
-    """Runs make in a folder whose own python3 comes first; no screen unless one is given."""
+    """Runs make in a folder whose own python3 comes first; with no screen or network."""
     ours = ("MAKE", "MFLAGS", "DISPLAY", "WAYLAND_DISPLAY")  # the suite may run under make
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    env |= {"PATH": f"{root}{os.pathsep}{env['PATH']}"} | variables
+    env |= {"PATH": f"{root}{os.pathsep}{env['PATH']}", "PIP_NO_INDEX": "1"} | variables
     return subprocess.run(["make", target], cwd=root, env=env, capture_output=True, text=True)
 
 
