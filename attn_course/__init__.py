@@ -1,5 +1,6 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
+from attn_course.selective_kernel import SelectiveKernel
 from attn_course.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["SqueezeExcitation"]
+__all__ = ["SelectiveKernel", "SqueezeExcitation"]
