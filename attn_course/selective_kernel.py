@@ -132,6 +132,7 @@ class SelectiveKernel(nn.Module):
 
     def select(self, t: Float[Tensor, "b d"]) -> Float[Tensor, "b M c 1 1"]:
         """Returns the shares of the paths, from the hidden layer."""
-        scores = self.expand(t).unflatten(1, (len(self.kernels), -1))  # (b, M, c)
-        shares = scores.softmax(1).type_as(t)  # (b, M, c); autocast makes a softmax float32
+        scores: Float[Tensor, "b Mc"] = self.expand(t)
+        shares = scores.unflatten(1, (len(self.kernels), -1)).softmax(1)  # (b, M, c)
+        shares = shares.type_as(t)  # (b, M, c); under autocast a softmax returns float32
         return shares[..., None, None]  # (b, M, c, 1, 1)
