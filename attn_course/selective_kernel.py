@@ -70,9 +70,8 @@ class SelectiveKernel(nn.Module):
             raise ValueError(f"paths={paths} leaves nothing to choose from; pass paths >= 2")
         if channels % groups or out_channels % groups:
             raise ValueError(
-                f"groups={groups} does not divide channels={channels} and "
-                f"out_channels={out_channels}; pass a divisor of both, "
-                f"such as groups={math.gcd(groups, channels, out_channels)}"
+                f"groups={groups} must divide channels={channels} and out_channels={out_channels}; "
+                f"pass, say, groups={math.gcd(groups, channels, out_channels)}"
             )
         hidden = max(out_channels // reduction, min_hidden)
         self.channels = channels
@@ -119,8 +118,8 @@ class SelectiveKernel(nn.Module):
             )
         if self.training and x.shape[0] < 2:
             raise ValueError(
-                f"x has a batch of b={x.shape[0]} in training mode, and batch norm over one mean "
-                "per channel needs two pictures to compare; pass b >= 2, or call eval()"
+                f"x has b={x.shape[0]} in training mode, where batch norm compares pictures; "
+                "pass b >= 2 or call eval()"
             )
         return [kernel(x) for kernel in self.kernels]  # M times (b, c, h_out, w_out)
 
@@ -132,7 +131,6 @@ class SelectiveKernel(nn.Module):
 
     def select(self, t: Float[Tensor, "b d"]) -> Float[Tensor, "b M c 1 1"]:
         """Returns the shares of the paths, from the hidden layer."""
-        scores: Float[Tensor, "b Mc"] = self.expand(t)
-        shares = scores.unflatten(1, (len(self.kernels), -1)).softmax(1)  # (b, M, c)
-        shares = shares.type_as(t)  # (b, M, c); under autocast a softmax returns float32
+        scores: Float[Tensor, "b M c"] = self.expand(t).unflatten(1, (len(self.kernels), -1))
+        shares = scores.softmax(1).type_as(t)  # (b, M, c); autocast makes a softmax float32
         return shares[..., None, None]  # (b, M, c, 1, 1)
