@@ -1,7 +1,13 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
+from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["PyramidSqueezeAttention", "SpatialGroupEnhance", "SqueezeExcitation"]
+__all__ = [
+    "PyramidSqueezeAttention",
+    "SelectiveKernel",
+    "SpatialGroupEnhance",
+    "SqueezeExcitation",
+]

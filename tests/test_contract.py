@@ -29,12 +29,17 @@ class Case:
 
     channels: int
     options: dict[str, Any] = field(default_factory=dict)
+    smallest_training_batch: int = 1
 
 
 CASES = {
     "PyramidSqueezeAttention": [
         Case(64),
         Case(16, {"kernels": (1, 5), "groups": (8, 2), "reduction": 4, "reverse": False}),
+    ],
+    "SelectiveKernel": [
+        Case(64, smallest_training_batch=2),
+        Case(12, {"paths": 3, "groups": 4, "min_hidden": 5}, smallest_training_batch=2),
     ],
     "SpatialGroupEnhance": [Case(64), Case(24, {"groups": 4, "eps": 1e-3})],
     "SqueezeExcitation": [Case(64), Case(16, {"reduction": 4, "bias": False})],
@@ -86,7 +91,12 @@ def test_every_public_module_is_covered():
 @pytest.mark.parametrize("b", [1, 3])
 def test_any_size_and_a_batch_of_one(name, case, b, size, training):
     x = feature_map(case, b=b, h=size[0], w=size[1])
-    y = build(name, case).train(training)(x)
+    module = build(name, case).train(training)
+    if training and b < case.smallest_training_batch:
+        with pytest.raises(ValueError, match=rf"b={b} in training mode.*eval\(\)"):
+            module(x)
+        return
+    y = module(x)
     assert y.shape == x.shape
     assert y.dtype == x.dtype
     assert y.isfinite().all()
