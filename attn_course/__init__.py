@@ -1,6 +1,15 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
 from attn_course.cbam import CBAM
+from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
+from attn_course.selective_kernel import SelectiveKernel
+from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
 
-__all__ = ["CBAM", "SqueezeExcitation"]
+__all__ = [
+    "CBAM",
+    "PyramidSqueezeAttention",
+    "SelectiveKernel",
+    "SpatialGroupEnhance",
+    "SqueezeExcitation",
+]

@@ -90,7 +90,9 @@ class SpatialAttention(nn.Module):
             paper's equation has none; the convolution then has a bias in its place.
 
     Shape:
-        x: (b, c, h, w), any c, h and w. The result has the same shape.
+        x: (b, c, h, w), any c, h and w. The result has the same shape. One picture of one position
+            has a single score, which has no spread: BN then uses its running statistics, as in
+            evaluation, and leaves them as they are.
 
     Raises:
         ValueError: The kernel size is even or not positive, or x has not four dimensions.
