@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 
 # %% ../notebooks/03_cbam.ipynb #42d47904
-def _maximum(x: Float[Tensor, "b c h w"], dims: tuple[int, ...]) -> Float[Tensor, "b ..."]:
-    """Returns the maximum of x over neighbouring dimensions; of equal values, the first counts."""
-    if torch.is_grad_enabled():
-        return x.flatten(dims[0], dims[-1]).max(dims[0]).values
-    return x.amax(dims)
+def _maximum(x: Float[Tensor, "b c h w"], dims: tuple[int, ...]) -> Float[Tensor, "b _ _ _"]:
+    """Returns the maximum of x over dims, kept with length 1; of equal values the first counts."""
+    if not torch.is_grad_enabled():
+        return x.amax(dims, keepdim=True)  # (b, c, h, w), with 1 in the place of dims
+    for dim in reversed(dims):
+        x = x.max(dim, keepdim=True).values  # (b, c, h, w), with 1 in the place of dim
+    return x
 
 
 # %% ../notebooks/03_cbam.ipynb #556a47d2
@@ -68,7 +70,7 @@ class ChannelAttention(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with c = channels={self.channels}"
             )
-        z = torch.stack([x.mean((2, 3)), _maximum(x, (2, 3))])  # (2, b, c)
+        z = torch.stack([x.mean((2, 3)), _maximum(x, (2, 3)).flatten(1)])  # (2, b, c)
         hidden = self.reduce(z).relu()  # (2, b, c / r)
         scores: Float[Tensor, "b c"] = self.expand(hidden).sum(0)
         return scores.sigmoid()[:, :, None, None]  # (b, c, 1, 1)
@@ -117,7 +119,8 @@ class SpatialAttention(nn.Module):
         """Returns the gate m: one number for each picture and position."""
         if x.ndim != 4:
             raise ValueError(f"x has shape {tuple(x.shape)}; pass (b, c, h, w)")
-        p = torch.stack([_maximum(x, (1,)), x.mean(1)], dim=1)  # (b, 2, h, w)
+        # With `stack`, torch.compile fails where h and w are unknown (pytorch issue 185510).
+        p = torch.cat([_maximum(x, (1,)), x.mean(1, keepdim=True)], dim=1)  # (b, 2, h, w)
         scores = self._normalise(self.conv(p))  # (b, 1, h, w)
         return scores.sigmoid()  # (b, 1, h, w)
 
