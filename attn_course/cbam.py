@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 
 # %% ../notebooks/03_cbam.ipynb #42d47904
-def _maximum(x: Float[Tensor, "b c h w"], dims: tuple[int, ...]) -> Float[Tensor, "b _ _ _"]:
-    """Returns the maximum of x over dims, kept with length 1; of equal values the first counts."""
-    if not torch.is_grad_enabled():
-        return x.amax(dims, keepdim=True)  # (b, c, h, w), with 1 in the place of dims
-    for dim in reversed(dims):
-        x = x.max(dim, keepdim=True).values  # (b, c, h, w), with 1 in the place of dim
-    return x
+def _maximum(x: Float[Tensor, "b c h w"], dims: tuple[int, ...]) -> Float[Tensor, "b ..."]:
+    """Returns the maximum of x over neighbouring dimensions; of equal values the first counts."""
+    if torch.is_grad_enabled():
+        merged = x.flatten(dims[0], dims[-1])  # (b, c, h * w) for dims (2, 3)
+        return merged.max(dims[0], keepdim=True).values  # (b, c, 1), or (b, 1, h, w) for dim 1
+    return x.amax(dims, keepdim=True)  # (b, c, 1, 1) or (b, 1, h, w)
 
 
 # %% ../notebooks/03_cbam.ipynb #556a47d2
