@@ -37,6 +37,12 @@ class Case:
 
 
 CASES = {
+    "CBAM": [
+        Case(64),
+        Case(16, {"reduction": 4, "kernel_size": 3, "batch_norm": False}),
+        Case(8, {"reduction": 2, "order": "spatial-channel"}),
+        Case(8, {"reduction": 2, "kernel_size": 1, "order": "parallel"}),
+    ],
     "ExternalAttention": [
         Case(
             64,
