@@ -1,11 +1,13 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
+from attn_course.multi_head_self_attention import MultiHeadSelfAttention
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
 from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
+    "MultiHeadSelfAttention",
     "PyramidSqueezeAttention",
     "SelectiveKernel",
     "SpatialGroupEnhance",

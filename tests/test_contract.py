@@ -35,6 +35,10 @@ class Case:
 
 
 CASES = {
+    "MultiHeadSelfAttention": [
+        Case(64, tokens=True),
+        Case(12, {"heads": 3, "bias": False, "dropout": 0.1}, tokens=True),
+    ],
     "PyramidSqueezeAttention": [
         Case(64),
         Case(16, {"kernels": (1, 5), "groups": (8, 2), "reduction": 4, "reverse": False}),
