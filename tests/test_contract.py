@@ -36,7 +36,7 @@ class Case:
 
 CASES = {
     "MultiHeadSelfAttention": [
-        Case(64, tokens=True),
+        Case(16, tokens=True),  # wider, these random weights make scores too large for bfloat16
         Case(12, {"heads": 3, "bias": False, "dropout": 0.1}, tokens=True),
     ],
     "PyramidSqueezeAttention": [

@@ -179,6 +179,19 @@ def test_a_mask_under_autocast():
         assert weights.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_as_good_as_torch(dtype):
+    ours = with_random_weights(64, 8)
+    theirs = nn.MultiheadAttention(64, 8, batch_first=True).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 49, 64)
+    expected = ours(x)
+    ours, theirs, x = ours.to(dtype), theirs.to(dtype), x.to(dtype)
+    our_error = (ours(x).float() - expected).square().mean()
+    their_error = (theirs(x, x, x)[0].float() - expected).square().mean()
+    assert our_error <= 1.5 * their_error
+
+
 def test_values_default_to_the_keys():
     module = with_random_weights()
     x, keys = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
@@ -232,7 +245,7 @@ X, KEYS = torch.zeros(2, 5, 16), torch.zeros(2, 7, 16)
 @pytest.mark.parametrize(
     ("tokens", "mask", "message"),
     [
-        ([torch.zeros(2, 16, 3, 3)], None, r"x has shape \(2, 16, 3, 3\); pass \(b, n, d\) .* mT"),
+        ([torch.zeros(2, 16, 3, 3)], None, r"x has shape \(2, 16, 3, 3\); pass \(b, n, d\) .*mT"),
         ([X, KEYS[..., :8]], None, r"keys has shape \(2, 7, 8\); pass .* d = channels=16"),
         ([X, KEYS, KEYS[..., :8]], None, r"values has shape \(2, 7, 8\); pass"),
         ([X, KEYS[:1]], None, r"keys has shape \(1, 7, 16\); pass as many pictures as x, 2"),
