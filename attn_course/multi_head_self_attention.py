@@ -34,8 +34,8 @@ class MultiHeadSelfAttention(nn.Module):
         heads: Number of heads h; it divides d. 8 is the paper's choice, with d = 512.
         bias: Whether the four projections have biases. `torch.nn.MultiheadAttention` has them,
             hence the default; the paper's equations have not.
-        dropout: Probability with which a weight is dropped in training, for lack of a number in
-            the paper's text 0, as in `torch.nn.MultiheadAttention`.
+        dropout: Probability with which each weight is dropped in training. 0 is the default of
+            `torch.nn.MultiheadAttention`; the paper drops elsewhere, after the layer.
 
     Shape:
         x: (b, n, d), any n. The result has the same shape.
@@ -45,10 +45,10 @@ class MultiHeadSelfAttention(nn.Module):
             Floating point: added to the scores. A row that hides every key has weights 0, so that
             its result is the bias of `out_proj`.
 
-        A feature map (b, c, h, w) becomes tokens and back by
+        A feature map (b, c, height, width) becomes tokens and back by
 
-            tokens = x.flatten(2).mT  # (b, h · w, c)
-            x = tokens.mT.unflatten(2, (h, w))  # (b, c, h, w)
+            tokens = x.flatten(2).mT  # (b, height · width, c)
+            x = tokens.mT.unflatten(2, (height, width))  # (b, c, height, width)
 
     Raises:
         ValueError: The heads do not divide the channels, dropout is no probability below 1, or
@@ -140,7 +140,7 @@ class MultiHeadSelfAttention(nn.Module):
     def _additive(
         self, mask: Tensor | None, q: Tensor, k: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The mask as numbers to add, every row of it with an open key, and which rows had one."""
+        """The mask as numbers to add, every row with a key that is open, and which rows had one."""
         if mask is None:
             return None, None
         full = (*q.shape[:3], k.shape[2])
