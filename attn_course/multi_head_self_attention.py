@@ -96,7 +96,7 @@ class MultiHeadSelfAttention(nn.Module):
             (q,), (k,), (v,) = (
                 self._project(tokens, i, i + 1) for i, tokens in enumerate((x, keys, values))
             )
-        mask, seen = self._additive(mask, q, k)
+        mask, seen = self._open(mask, q, k)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # (b, h, n, d / h)
         if seen is not None:
@@ -120,11 +120,13 @@ class MultiHeadSelfAttention(nn.Module):
             q, k = self._project(x, 0, 2)  # (b, h, n, d / h) each
         else:
             (q,), (k,) = self._project(x, 0, 1), self._project(keys, 1, 2)  # (b, h, m, d / h)
-        bias, seen = self._additive(mask, q, k)
-        scores = (q / math.sqrt(q.shape[3])) @ k.mT  # (b, h, n, m)
-        if bias is None or seen is None:
+        mask, seen = self._open(mask, q, k)
+        scores: Float[Tensor, "b h n m"] = (q / math.sqrt(q.shape[3])) @ k.mT
+        if mask is None or seen is None:
             return scores.softmax(3)  # (b, h, n, m)
-        weights: Float[Tensor, "b h n m"] = (scores + bias).softmax(3) * seen
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -math.inf) if boolean else scores + mask
+        weights: Float[Tensor, "b h n m"] = scores.softmax(3) * seen
         return weights
 
     def _project(
@@ -137,10 +139,10 @@ class MultiHeadSelfAttention(nn.Module):
         by_head = torch.unflatten(parts, 2, (end - first, self.heads, -1))  # (b, n, parts, h, d_k)
         return by_head.permute(2, 0, 3, 1, 4)  # (parts, b, h, n, d_k)
 
-    def _additive(
+    def _open(
         self, mask: Tensor | None, q: Tensor, k: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The mask as numbers to add, every row with a key that is open, and which rows had one."""
+        """Opens the rows of the mask that hide every key; also returns which rows do not."""
         if mask is None:
             return None, None
         full = (*q.shape[:3], k.shape[2])
@@ -151,8 +153,9 @@ class MultiHeadSelfAttention(nn.Module):
                 f"(b, h, n, m) = {full}, where each may be 1"
             )
         if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
-        elif not mask.is_floating_point():
+            seen = mask.any(-1, keepdim=True)  # (…, n, 1)
+            return mask | ~seen, seen
+        if not mask.is_floating_point():
             raise ValueError(f"mask has dtype {mask.dtype}; pass torch.bool or floating point")
         mask = mask.to(q.dtype)  # (…, n, m)
         seen = (mask > -math.inf).any(-1, keepdim=True)  # (…, n, 1)

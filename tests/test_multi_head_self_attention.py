@@ -175,7 +175,9 @@ def test_a_mask_under_autocast():
     for kind in (mask, torch.zeros(5, 5).masked_fill(~mask, torch.finfo(torch.float32).min)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y, weights = module(x, mask=kind), module.attention(x, mask=kind)
-        torch.testing.assert_close(y.float()[:, 2:], module(x, mask=mask)[:, 2:], rtol=0.05, atol=0.05)
+        torch.testing.assert_close(
+            y.float()[:, 2:], module(x, mask=mask)[:, 2:], rtol=0.05, atol=0.05
+        )
         assert weights.isfinite().all()
 
 

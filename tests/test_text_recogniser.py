@@ -84,7 +84,9 @@ def test_attention_is_that_of_the_network(build, network, block):
     for image in lines():
         tokens, weights, out = run(build, network, image, block)
         with torch.no_grad():
-            torch.testing.assert_close(module.attention(tokens[None])[0], weights, rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                module.attention(tokens[None])[0], weights, rtol=0, atol=1e-5
+            )
             torch.testing.assert_close(module(tokens[None])[0], out, rtol=0, atol=1e-5)
 
 
