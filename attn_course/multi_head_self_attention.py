@@ -149,8 +149,8 @@ class MultiHeadSelfAttention(nn.Module):
         sides = zip(reversed(mask.shape), reversed(full), strict=False)
         if mask.ndim not in (2, 4) or any(side not in (1, whole) for side, whole in sides):
             raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; pass (n, m) = {full[2:]} or "
-                f"(b, h, n, m) = {full}, where each may be 1"
+                f"mask has shape {tuple(mask.shape)}; pass (b, h, n, m) = {full} or (n, m) alone; "
+                "any may be 1"
             )
         if mask.dtype == torch.bool:
             seen = mask.any(-1, keepdim=True)  # (…, n, 1)
