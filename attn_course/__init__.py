@@ -2,6 +2,7 @@
 
 from attn_course.cbam import CBAM
 from attn_course.external_attention import ExternalAttention, MultiHeadExternalAttention
+from attn_course.multi_head_self_attention import MultiHeadSelfAttention
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
 from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
@@ -11,6 +12,7 @@ __all__ = [
     "CBAM",
     "ExternalAttention",
     "MultiHeadExternalAttention",
+    "MultiHeadSelfAttention",
     "PyramidSqueezeAttention",
     "SelectiveKernel",
     "SpatialGroupEnhance",

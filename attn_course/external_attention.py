@@ -109,11 +109,11 @@ class MultiHeadExternalAttention(nn.Module):
 
     Args:
         channels: Width c of the tokens.
-        heads: Number of heads before widening; each has d = c / heads channels. 8 is the released
-            code's choice.
+        num_heads: Number of heads before widening; each has d = c / num_heads channels. 8 is the
+            released code's choice.
         memory_size: Number of rows S of each memory. The released code has 64.
-        expansion: The tokens are widened to expansion · c channels, which makes expansion · heads
-            heads. 4 is the released code's choice.
+        expansion: The tokens are widened to expansion · c channels, which makes
+            expansion · num_heads heads. 4 is the released code's choice.
         bias: Whether b₁, b_k, b_v and b₂ exist. The released code has them, hence the default. The
             softmax over the tokens cancels b₁ and b_k: their gradient is zero.
 
@@ -129,26 +129,26 @@ class MultiHeadExternalAttention(nn.Module):
     def __init__(
         self,
         channels: int,
-        heads: int = 8,
+        num_heads: int = 8,
         *,
         memory_size: int = 64,
         expansion: int = 4,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"channels": channels, "heads": heads}
+        sizes = {"channels": channels, "num_heads": num_heads}
         sizes |= {"memory_size": memory_size, "expansion": expansion}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}={value} is too small; pass {name} >= 1")
-        if channels % heads:
+        if channels % num_heads:
             fitting = [number for number in range(1, channels + 1) if channels % number == 0]
             raise ValueError(
-                f"heads={heads} does not divide channels={channels}; pass one of {fitting}"
+                f"num_heads={num_heads} does not divide channels={channels}; pass one of {fitting}"
             )
         self.channels = channels
-        self.heads = heads * expansion
-        width = channels // heads  # d
+        self.num_heads = num_heads * expansion
+        width = channels // num_heads  # d
         self.query = nn.Linear(channels, expansion * channels, bias=bias)  # W₁, b₁
         self.keys = nn.Linear(width, memory_size, bias=bias)  # M_k, b_k
         self.values = nn.Linear(memory_size, width, bias=bias)  # M_v, transposed, and b_v
@@ -161,10 +161,10 @@ class MultiHeadExternalAttention(nn.Module):
         return out
 
     def attention(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b heads n S"]:
-        """Returns the weights α: for each of expansion · heads heads, token and row of memory."""
+        """Returns the weights α: for each head, token and row of the memory."""
         if x.ndim != 3 or x.shape[2] != self.channels:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; pass (b, n, c) with c = channels={self.channels}"
             )
-        q = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, d)
+        q = self.query(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (b, heads, n, d)
         return double_normalise(self.keys(q), 2, 3)  # (b, heads, n, S)

@@ -5,7 +5,8 @@ Two commands first:
     sudo apt-get install dataset-fashion-mnist
     pip download --no-deps --dest sources scikit-image==0.26.0 rapidocr==3.10.0
 
-then ``python data/build.py sources``. It needs numpy and Pillow, and writes beside itself.
+then ``python data/build.py sources``. It needs numpy, Pillow, onnx and onnxruntime, and writes
+beside itself.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 from PIL import Image
 
 DATA = Path(__file__).parent
@@ -49,6 +52,22 @@ TEXT_LINES = {
     "np.zeros_like(coins)": (103, 173, 244, 190),
 }
 
+# One more line of the page, for the network that reads text, in its own width.
+RECOGNISED_LINE = (228, 48, 379, 66)
+RECOGNISER = "rapidocr/models/PP-OCRv6_rec_small.onnx"
+# The first of its two attention blocks: names of weights, and of what is computed on the way.
+ATTENTION_WEIGHTS = {
+    "qkv_weight": "linear_0.w_0",
+    "qkv_bias": "linear_0.b_0",
+    "out_weight": "linear_1.w_0",
+    "out_bias": "linear_1.b_0",
+}
+ATTENTION_VALUES = {
+    "tokens": "p2o.pd_op.layer_norm.0.0",
+    "weights": "p2o.pd_op.softmax.0.0",
+    "out": "p2o.pd_op.add.67.0",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -58,6 +77,7 @@ def main() -> None:
     build_photographs(sources)
     build_text_lines(sources)
     build_angle_classifier(sources)
+    build_text_recogniser(sources)
     build_fashion_mnist()
     copy_licences(sources)
 
@@ -89,6 +109,45 @@ def build_angle_classifier(sources: Path) -> None:
     (DATA / "angle_classifier.onnx").write_bytes(from_wheel(sources, RAPIDOCR, member))
 
 
+def build_text_recogniser(sources: Path) -> None:
+    """Keep one attention block of the network that reads text, and what it does with one line."""
+    page = open_picture(sources, "page.png").convert("L")
+    left, top, right, bottom = RECOGNISED_LINE
+    width = round(48 * (right - left) / (bottom - top) / 8) * 8
+    line = page.resize((width, 48), Image.Resampling.BILINEAR, box=RECOGNISED_LINE)
+    pixels = np.asarray(line)
+    model = onnx.load_from_string(from_wheel(sources, RAPIDOCR, RECOGNISER))
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    arrays = {name: constants[theirs] for name, theirs in ATTENTION_WEIGHTS.items()}
+    probabilities, *values = recognise(model, pixels)
+    arrays |= dict(zip(ATTENTION_VALUES, values, strict=True))
+    np.savez_compressed(
+        DATA / "text_recogniser.npz",
+        pixels=pixels,
+        read=np.array(read_letters(model, probabilities)),
+        **arrays,
+    )
+
+
+def recognise(model: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
+    """What the network computes for a grey line (48, w): its answer, then ATTENTION_VALUES."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    for name in ATTENTION_VALUES.values():
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        exposed.graph.output.append(value)
+    session = onnxruntime.InferenceSession(exposed.SerializeToString())
+    picture = ((pixels / 255 - 0.5) / 0.5).astype(np.float32)
+    outputs = session.run(None, {"x": np.broadcast_to(picture, (1, 3, *picture.shape))})
+    return [output[0] for output in outputs]
+
+
+def read_letters(model: onnx.ModelProto, probabilities: np.ndarray) -> list[str]:
+    """The letter that the network reads at each token; empty where it reads none."""
+    (letters,) = (p.value.split("\n") for p in model.metadata_props if p.key == "character")
+    return [["", *letters, " "][k] for k in probabilities.argmax(1)]
+
+
 def build_fashion_mnist() -> None:
     """Keep the first 600 training and 150 test pictures of each class, in their order."""
     arrays = {}
@@ -111,7 +170,7 @@ def copy_licences(sources: Path) -> None:
     (folder / "text_lines.txt").write_bytes(page)
     rapidocr = "rapidocr-3.10.0.dist-info/licenses"
     network = from_wheel(sources, RAPIDOCR, f"{rapidocr}/LICENSE")
-    (folder / "angle_classifier.txt").write_bytes(network)
+    (folder / "angle_classifier.txt").write_bytes(network)  # and of text_recogniser.npz
     notice = from_wheel(sources, RAPIDOCR, f"{rapidocr}/MODEL_LICENSES.md")
     (folder / "angle_classifier_notice.md").write_bytes(notice)
 

@@ -149,6 +149,21 @@ def test_angle_classifier_tells_upright_from_rotated() -> None:
     assert wrong == {("are found at", 0), (">>> markers", 0), (">>> markers", 1)}
 
 
+def test_text_recogniser_reads_the_line() -> None:
+    line = data.text_recogniser()
+    repeats = zip(line.read, ("", *line.read), strict=False)
+    assert "".join(now for now, before in repeats if now != before) == "of the coins and the"
+    n, d = line.tokens.shape
+    assert line.image.shape == (48, 8 * n)
+    assert 0 <= line.image.min() < 0.3  # ink
+    assert 0.7 < line.image.max() <= 1  # paper
+    assert len(line.read) == n
+    assert line.qkv_weight.shape == (d, 3 * d)
+    assert line.weights.shape == (8, n, n)
+    assert torch.allclose(line.weights.sum(-1), torch.ones(8, n))
+    assert line.out.shape == (n, d)
+
+
 # --- Golden arrays ------------------------------------------------------------------------------
 
 

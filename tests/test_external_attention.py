@@ -75,11 +75,15 @@ def test_parameters_of_the_heads_follow_the_formula(c, heads, s, f, bias):
             r"memory_size=0 .* pass memory_size >= 1",
         ),
         (MultiHeadExternalAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        (MultiHeadExternalAttention, {"channels": 8, "heads": 0}, r"heads=0 .* pass heads >= 1"),
         (
             MultiHeadExternalAttention,
-            {"channels": 12, "heads": 8},
-            r"heads=8 does not divide channels=12; pass one of \[1, 2, 3, 4, 6, 12\]",
+            {"channels": 8, "num_heads": 0},
+            r"num_heads=0 .* pass num_heads >= 1",
+        ),
+        (
+            MultiHeadExternalAttention,
+            {"channels": 12, "num_heads": 8},
+            r"num_heads=8 does not divide channels=12; pass one of \[1, 2, 3, 4, 6, 12\]",
         ),
         (
             MultiHeadExternalAttention,

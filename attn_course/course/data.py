@@ -1,4 +1,4 @@
-"""The course's real data: photographs, Fashion-MNIST, lines of text, and the papers' golden arrays.
+"""The course's real data: photographs, Fashion-MNIST, text and its networks, golden arrays.
 
 All of it lives in the course's repository, so that no notebook needs a network. What each file is,
 who made it and under which licence stands in ``data/README.md``.
@@ -98,6 +98,34 @@ def text_lines() -> TextLines:
         labels=torch.arange(2).repeat_interleave(len(upright)),
         texts=texts + texts,
     )
+
+
+@dataclass(frozen=True)
+class TextRecogniser:
+    """The first attention block of PP-OCR's text recogniser, and what it does with one line.
+
+    The weights are as the network stores them, for ``tokens @ qkv_weight + qkv_bias``: the columns
+    are queries, keys and values, one after the other, and in each the eight heads.
+    """
+
+    image: Float[Tensor, "48 width"]  # the line of text, with values in [0, 1]
+    read: tuple[str, ...]  # the letter that the network reads at each token; often none: ""
+    qkv_weight: Float[Tensor, "d three_d"]
+    qkv_bias: Float[Tensor, "three_d"]
+    out_weight: Float[Tensor, "d d"]
+    out_bias: Float[Tensor, "d"]
+    tokens: Float[Tensor, "n d"]  # what the block takes: one token for each 8 columns of the image
+    weights: Float[Tensor, "heads n n"]  # its attention weights, as the network computes them
+    out: Float[Tensor, "n d"]  # its result
+
+
+def text_recogniser() -> TextRecogniser:
+    """One attention block of a network that reads text, with its input and output for one line."""
+    file = _file(DATA, "text_recogniser", ".npz")
+    arrays = _arrays(file)
+    with np.load(file) as stored:
+        read = tuple(stored["read"].tolist())
+    return TextRecogniser(image=arrays.pop("pixels") / 255, read=read, **arrays)
 
 
 def golden(name: str) -> dict[str, Tensor]:
