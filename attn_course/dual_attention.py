@@ -27,11 +27,11 @@ def _scores(a: Float[Tensor, "b m d"], k: Float[Tensor, "b n d"]) -> Float[Tenso
 
 
 def _mix(
-    q: Float[Tensor, "b m d"], k: Float[Tensor, "b n d"], v: Float[Tensor, "b n c"]
-) -> Float[Tensor, "b m c"]:
+    q: Float[Tensor, "b d m"], k: Float[Tensor, "b d n"], v: Float[Tensor, "b c n"]
+) -> Float[Tensor, "b c m"]:
     """Returns the values, mixed for each query by the softmax of its scores."""
-    s = _scores(q, k).softmax(2).to(v.dtype)  # (b, m, n)
-    return s @ v  # (b, m, c)
+    s = _scores(q.mT, k.mT).softmax(2).to(v.dtype)  # (b, m, n)
+    return v @ s.mT  # (b, c, m)
 
 
 def _check(x: Tensor, channels: int) -> None:
@@ -56,8 +56,9 @@ class PositionAttention(nn.Module):
     Args:
         channels: Number of channels c of the feature map.
         reduction: Queries and keys are c / r wide, rounded down. 8 is the released code's choice.
-        chunk: How many positions ask at a time. The memory grows with chunk · n, never with n · n,
-            and the result does not depend on it. An export with dynamic sizes asks all at once.
+        chunk: How many positions ask at a time, if there are more than four times as many. The
+            memory grows with chunk · n then, not with n · n, and the result does not depend on
+            it. An export with dynamic sizes asks all at once.
 
     Shape:
         x: (b, c, h, w), any h and w. The result has the same shape.
@@ -94,19 +95,19 @@ class PositionAttention(nn.Module):
     def mixed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Returns the values, mixed: what each position gathers from all."""
         _check(x, self.channels)
-        q = self.query(x).flatten(2).mT  # (b, n, c / r)
-        k = self.key(x).flatten(2).mT  # (b, n, c / r)
-        v = self.value(x).flatten(2).mT  # (b, n, c)
-        n = q.shape[1]
-        if not isinstance(n, int) or n <= self.chunk:  # a symbol cannot be cut into chunks
-            gathered = _mix(q, k, v)  # (b, n, c)
+        q = self.query(x).flatten(2)  # (b, c / r, n)
+        k = self.key(x).flatten(2)  # (b, c / r, n)
+        v = self.value(x).flatten(2)  # (b, c, n)
+        n = q.shape[2]
+        if not isinstance(n, int) or n <= 4 * self.chunk:  # a symbol cannot be cut into chunks
+            gathered = _mix(q, k, v)  # (b, c, n)
         else:
             parts = [
                 checkpoint(_mix, part, k, v, use_reentrant=False, preserve_rng_state=False)
-                for part in q.split(self.chunk, dim=1)
+                for part in q.split(self.chunk, dim=2)
             ]
-            gathered = torch.cat(parts, dim=1)  # (b, n, c)
-        return gathered.mT.unflatten(2, x.shape[2:])  # (b, c, h, w)
+            gathered = torch.cat(parts, dim=2)  # (b, c, n)
+        return gathered.unflatten(2, x.shape[2:])  # (b, c, h, w)
 
     def attention(
         self, x: Float[Tensor, "b c h w"], queries: Int[Tensor, "m"] | None = None
@@ -119,11 +120,11 @@ class PositionAttention(nn.Module):
                 is the matrix that `forward` takes care not to store.
         """
         _check(x, self.channels)
-        q = self.query(x).flatten(2).mT  # (b, n, c / r)
-        k = self.key(x).flatten(2).mT  # (b, n, c / r)
+        q = self.query(x).flatten(2)  # (b, c / r, n)
+        k = self.key(x).flatten(2)  # (b, c / r, n)
         if queries is not None:
-            q = q[:, queries]  # (b, m, c / r)
-        return _scores(q, k).softmax(2).to(x.dtype)  # (b, m, n)
+            q = q[:, :, queries]  # (b, c / r, m)
+        return _scores(q.mT, k.mT).softmax(2).to(x.dtype)  # (b, m, n)
 
 
 # %% ../notebooks/07_dual_attention.ipynb #7e8c8ce4
@@ -194,7 +195,7 @@ class DualAttention(nn.Module):
         reduction: Queries and keys are c / r wide, rounded down. 8 is the released code's choice.
         dissimilar: Whether a channel listens to those that are least like it, as in the released
             code, the default. False takes the softmax of E, the paper's formula.
-        chunk: How many positions ask at a time. The memory grows with chunk · n, never with n · n.
+        chunk: How many positions ask at a time; see PositionAttention.
 
     Shape:
         x: (b, c, h, w), any h and w. The result has the same shape.
@@ -247,7 +248,7 @@ class DualAttentionHead(nn.Module):
         reduction: Queries and keys are width / r wide, rounded down; 8 in the released code.
         dissimilar: As in ChannelAttention.
         dropout: Share of channels that is dropped in training; 0.1 in the released code.
-        chunk: As in PositionAttention.
+        chunk: How many positions ask at a time; see PositionAttention.
 
     Shape:
         x: (b, c, h, w). The result is (b, classes, h, w). In training mode batch norm needs more
