@@ -1,11 +1,16 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
+from attn_course.cbam import CBAM
+from attn_course.external_attention import ExternalAttention, MultiHeadExternalAttention
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
 from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
+    "CBAM",
+    "ExternalAttention",
+    "MultiHeadExternalAttention",
     "PyramidSqueezeAttention",
     "SelectiveKernel",
     "SpatialGroupEnhance",

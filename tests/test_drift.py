@@ -1,5 +1,6 @@
 """Notebook, twin and module say the same, every chapter is whole, and the guards notice if not."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,26 @@ def test_nothing_has_drifted(check, notebook):
 
 def test_every_module_has_a_notebook():
     drift.check_modules_have_notebooks(ROOT / "attn_course", ROOT / "notebooks")
+
+
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("data/*.md"), *sorted(ROOT.glob("notebooks/text/*.md"))]
+
+
+def links(text):
+    """The files that a text links to; what stands in a twin is read in its notebook's folder."""
+    folder = text.parent.parent if text.parent.name == "text" else text.parent
+    targets = re.findall(r"\]\(([\w./-]+\.(?:ipynb|md|png))\b", text.read_text(encoding="utf-8"))
+    return {folder / target for target in targets}
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.stem)
+def test_every_link_leads_to_a_file(text):
+    assert [str(target) for target in links(text) if not target.exists()] == []
+
+
+@pytest.mark.parametrize("text", ["README.md", "notebooks/text/00_start_here.md"])
+def test_every_chapter_is_linked(text):
+    assert set(NOTEBOOKS) - {ROOT / "notebooks" / "00_start_here.ipynb"} <= links(ROOT / text)
 
 
 # The guards, each seen to catch what it is there for.
