@@ -27,7 +27,7 @@ lab: $(READY)
 	  $(ROOT) $(if $(SCREEN),,--no-browser)
 
 test: $(READY)
-	$(BIN)/pytest --nbval
+	$(BIN)/pytest --nbval --numprocesses 2 --dist loadfile  # a notebook is one file, run by one process
 
 notebooks: $(READY)
 	$(BIN)/jupytext --sync notebooks/*.ipynb notebooks/text/*.md
