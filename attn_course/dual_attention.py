@@ -107,7 +107,7 @@ class PositionAttention(nn.Module):
                 for part in q.split(self.chunk, dim=2)
             ]
             gathered = torch.cat(parts, dim=2)  # (b, c, n)
-        return gathered.unflatten(2, x.shape[2:])  # (b, c, h, w)
+        return torch.unflatten(gathered, 2, x.shape[2:])  # (b, c, h, w)
 
     def attention(
         self, x: Float[Tensor, "b c h w"], queries: Int[Tensor, "m"] | None = None
@@ -166,7 +166,7 @@ class ChannelAttention(nn.Module):
     def mixed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Returns the channels, mixed: what each channel gathers from all."""
         gathered = self.attention(x) @ x.flatten(2)  # (b, c, n)
-        return gathered.unflatten(2, x.shape[2:])  # (b, c, h, w)
+        return torch.unflatten(gathered, 2, x.shape[2:])  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c c"]:
         """Returns the weights a: in row k, how much channel k takes from each channel."""
