@@ -1,6 +1,7 @@
 """Attention in computer vision: one notebook per paper, one tested PyTorch module per notebook."""
 
 from attn_course.cbam import CBAM
+from attn_course.dual_attention import DualAttention
 from attn_course.external_attention import ExternalAttention, MultiHeadExternalAttention
 from attn_course.multi_head_self_attention import MultiHeadSelfAttention
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
@@ -10,6 +11,7 @@ from attn_course.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     "CBAM",
+    "DualAttention",
     "ExternalAttention",
     "MultiHeadExternalAttention",
     "MultiHeadSelfAttention",

@@ -1,0 +1,233 @@
+"""Dual Attention: what its notebook does not say."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attn_course import DualAttention
+from attn_course.course import data
+from attn_course.dual_attention import ChannelAttention, DualAttentionHead, PositionAttention
+
+PROJECTIONS = {"query_conv": "query", "key_conv": "key", "value_conv": "value"}
+HEAD = {
+    "sa.gamma": "position.alpha",
+    "sc.gamma": "channel.beta",
+    "sa.": "position.",
+    "conv5a": "position_in",
+    "conv5c": "channel_in",
+    "conv51": "position_out",
+    "conv52": "channel_out",
+    "conv6.1": "position_classifier",
+    "conv7.1": "channel_classifier",
+    "conv8.1": "classifier",
+}
+
+
+def released_weights(golden, names):
+    state = {}
+    for theirs in golden:
+        if theirs.startswith("param/"):
+            ours = theirs.removeprefix("param/")
+            for old, new in names.items():
+                ours = ours.replace(old, new)
+            state[ours] = golden[theirs]
+    return state
+
+
+def with_random_weights(module):
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def plain(module, x):
+    """Position attention as the released code computes it."""
+    q, k, v = (layer(x).flatten(2) for layer in (module.query, module.key, module.value))
+    weights = torch.softmax(q.mT @ k, 2)
+    return module.alpha * (v @ weights.mT).view_as(x) + x
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("name", "module", "names"),
+    [
+        ("position", lambda: PositionAttention(64), {**PROJECTIONS, "gamma": "alpha"}),
+        ("position", lambda: PositionAttention(64, chunk=9), {**PROJECTIONS, "gamma": "alpha"}),
+        ("channel", lambda: ChannelAttention(64), {"gamma": "beta"}),
+        ("head", lambda: DualAttentionHead(64, 11, dropout=0.0), {**HEAD, **PROJECTIONS}),
+    ],
+    ids=["position", "position in chunks", "channel", "head"],
+)
+def test_equals_the_released_computation(name, module, names, mode):
+    golden = data.golden(f"dual_attention_{name}")
+    module = module().train(mode == "train")
+    module.load_state_dict(released_weights(golden, names), strict=True)
+    x = golden["x"].clone().requires_grad_()
+    y = module(x)
+    y.backward(golden["cotangent"])
+    torch.testing.assert_close(y, golden[f"y_{mode}"])
+    torch.testing.assert_close(x.grad, golden[f"grad_x_{mode}"])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest number of numbers in a tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.numbers = max([self.numbers, *(tensor.numel() for tensor in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["forward and backward", "forward"])
+def test_the_matrix_of_all_weights_is_never_made(training):
+    module = with_random_weights(DualAttention(16))
+    x = torch.randn(1, 16, 40, 40, requires_grad=training)
+    with Largest() as mode, torch.set_grad_enabled(training):
+        y = module(x)
+        if training:
+            y.sum().backward()
+    assert mode.numbers == 256 * 1600  # the rows of one chunk, and nothing larger
+    with Largest() as mode, torch.no_grad():
+        plain(module.position, x)
+    assert mode.numbers == 1600**2  # the ruler measures
+
+
+def test_no_row_of_weights_waits_for_the_backward_pass():
+    module = with_random_weights(PositionAttention(16, chunk=10))
+    x = torch.randn(1, 16, 20, 20, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, Tensor):
+        module(x)
+    assert max(kept) <= 16 * 400
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 256])
+def test_chunks_change_neither_values_nor_gradients(chunk):
+    torch.manual_seed(0)
+    module = with_random_weights(PositionAttention(16, 4, chunk=chunk)).double()
+    x = torch.randn(2, 16, 9, 13, dtype=torch.float64)
+    cotangent = torch.randn_like(x)
+    results = []
+    for function in (module, lambda x: plain(module, x)):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        y.backward(cotangent)
+        results.append([y, leaf.grad, *(p.grad.clone() for p in module.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivatives_pass_through_the_chunks():
+    module = with_random_weights(PositionAttention(4, 2, chunk=1)).double()
+    x = torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(module, x)
+
+
+def test_chosen_queries_get_their_rows():
+    module = with_random_weights(PositionAttention(16, 4))
+    x = torch.randn(2, 16, 5, 6)
+    chosen = torch.tensor([29, 0, 7])
+    torch.testing.assert_close(module.attention(x, chosen), module.attention(x)[:, chosen])
+
+
+@pytest.mark.parametrize(("c", "r"), [(512, 8), (64, 8), (30, 7), (5, 5)])
+def test_parameters_follow_the_formula(c, r):
+    d = c // r
+    expected = 2 * (c * d + d) + c * c + c + 2
+    assert sum(p.numel() for p in DualAttention(c, r).parameters()) == expected
+
+
+@pytest.mark.parametrize(("c", "k"), [(64, 11), (256, 19)])
+def test_parameters_of_the_head_follow_the_formula(c, k):
+    w = c // 4
+    halves = 2 * (9 * c * w + 2 * w) + 2 * (9 * w * w + 2 * w)
+    attention = 2 * (w * (w // 8) + w // 8) + w * w + w + 2
+    expected = halves + attention + 3 * (w * k + k)
+    assert sum(p.numel() for p in DualAttentionHead(c, k).parameters()) == expected
+
+
+def test_a_fresh_block_is_the_identity_and_only_the_scales_learn():
+    module = DualAttention(16)
+    x = torch.randn(2, 16, 5, 6)
+    y = module(x)
+    assert torch.equal(y, x)
+    y.square().sum().backward()
+    moved = {name for name, p in module.named_parameters() if p.grad.abs().sum() > 0}
+    assert moved == {"position.alpha", "channel.beta"}
+
+
+def test_the_block_is_the_sum_of_its_halves_with_x_once():
+    module = with_random_weights(DualAttention(16))
+    x = torch.randn(2, 16, 5, 6)
+    torch.testing.assert_close(module(x), module.position(x) + module.channel(x) - x)
+
+
+@pytest.mark.parametrize("dissimilar", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["half", "autocast"])
+def test_large_scores_do_not_overflow_in_half_precision(autocast, dtype, dissimilar):
+    """Sums of 400 squares of 100 are beyond the largest number of float16."""
+    torch.manual_seed(0)
+    module = with_random_weights(DualAttention(16, dissimilar=dissimilar))
+    x = (100 * torch.randn(1, 16, 20, 20)).to(dtype)
+    module = module if autocast else module.to(dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+    y.float().sum().backward()
+    assert y.isfinite().all()
+    assert leaf.grad.isfinite().all()
+    weights = module.channel.attention(x)
+    expected = module.channel.attention(x.double()).to(dtype)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_three_scores_of_the_head():
+    torch.manual_seed(0)
+    head = DualAttentionHead(32, 5, width=8).eval()
+    x = torch.randn(2, 32, 6, 7)
+    scores = head.all_scores(x)
+    assert [s.shape for s in scores] == [(2, 5, 6, 7)] * 3
+    torch.testing.assert_close(scores[0], head(x))
+    sum(s.square().sum() for s in head.train().all_scores(x)).backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        (DualAttention, {"channels": 6}, r"reduction=8 leaves .* channels=6; pass reduction <= 6"),
+        (DualAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        (DualAttention, {"channels": 8, "reduction": 0}, r"reduction=0 .* pass reduction >= 1"),
+        (DualAttention, {"channels": 8, "chunk": 0}, r"chunk=0 .* pass chunk >= 1"),
+        (ChannelAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        (DualAttentionHead, {"channels": 64, "classes": 0}, r"classes=0 .* pass classes >= 1"),
+        (
+            DualAttentionHead,
+            {"channels": 3, "classes": 2},
+            r"width=0 leaves no channel for channels=3; pass width >= 1",
+        ),
+        (
+            DualAttentionHead,
+            {"channels": 16, "classes": 2},
+            r"reduction=8 leaves queries of width 0 for channels=4; pass reduction <= 4",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(cls, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**arguments)
+
+
+@pytest.mark.parametrize(
+    "module", [PositionAttention(8), ChannelAttention(8), DualAttentionHead(8, 2, reduction=1)]
+)
+def test_parts_refuse_another_number_of_channels(module):
+    with pytest.raises(ValueError, match=r"x has shape \(1, 7, 2, 2\); pass .* channels=8"):
+        module.eval()(torch.randn(1, 7, 2, 2))
