@@ -243,7 +243,7 @@ class DualAttentionHead(nn.Module):
 
     Args:
         channels: Number of channels c of the feature map.
-        classes: Number of classes.
+        num_classes: Number of classes.
         width: Channels of both halves; None takes c / 4, rounded down, as the released code.
         reduction: Queries and keys are width / r wide, rounded down; 8 in the released code.
         dissimilar: As in ChannelAttention.
@@ -251,7 +251,7 @@ class DualAttentionHead(nn.Module):
         chunk: How many positions ask at a time; see PositionAttention.
 
     Shape:
-        x: (b, c, h, w). The result is (b, classes, h, w). In training mode batch norm needs more
+        x: (b, c, h, w). The result is (b, num_classes, h, w). In training mode batch norm needs more
         than one position in the batch.
 
     Raises:
@@ -262,7 +262,7 @@ class DualAttentionHead(nn.Module):
     def __init__(
         self,
         channels: int,
-        classes: int,
+        num_classes: int,
         *,
         width: int | None = None,
         reduction: int = 8,
@@ -271,8 +271,10 @@ class DualAttentionHead(nn.Module):
         chunk: int = 256,
     ) -> None:
         super().__init__()
-        if classes < 1:
-            raise ValueError(f"classes={classes} is no number of classes; pass classes >= 1")
+        if num_classes < 1:
+            raise ValueError(
+                f"num_classes={num_classes} is no number of classes; pass num_classes >= 1"
+            )
         if width is None:
             width = channels // 4
         if width < 1:
@@ -287,9 +289,9 @@ class DualAttentionHead(nn.Module):
         self.channel = ChannelAttention(width, dissimilar=dissimilar)
         self.channel_out = _conv_norm(width, width)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(width, classes, 1)
-        self.position_classifier = nn.Conv2d(width, classes, 1)
-        self.channel_classifier = nn.Conv2d(width, classes, 1)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+        self.position_classifier = nn.Conv2d(width, num_classes, 1)
+        self.channel_classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Returns the scores of the classes, from both halves together."""
@@ -303,9 +305,9 @@ class DualAttentionHead(nn.Module):
         """Returns three times scores, for a loss on each: of both halves, places, channels."""
         places, channels = self._halves(x)
         return (
-            self.classifier(self.dropout(places + channels)),  # (b, classes, h, w)
-            self.position_classifier(self.dropout(places)),  # (b, classes, h, w)
-            self.channel_classifier(self.dropout(channels)),  # (b, classes, h, w)
+            self.classifier(self.dropout(places + channels)),  # (b, num_classes, h, w)
+            self.position_classifier(self.dropout(places)),  # (b, num_classes, h, w)
+            self.channel_classifier(self.dropout(channels)),  # (b, num_classes, h, w)
         )
 
     def _halves(

@@ -207,15 +207,19 @@ def test_three_scores_of_the_head():
         (DualAttention, {"channels": 8, "reduction": 0}, r"reduction=0 .* pass reduction >= 1"),
         (DualAttention, {"channels": 8, "chunk": 0}, r"chunk=0 .* pass chunk >= 1"),
         (ChannelAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        (DualAttentionHead, {"channels": 64, "classes": 0}, r"classes=0 .* pass classes >= 1"),
         (
             DualAttentionHead,
-            {"channels": 3, "classes": 2},
+            {"channels": 64, "num_classes": 0},
+            r"num_classes=0 .* pass num_classes",
+        ),
+        (
+            DualAttentionHead,
+            {"channels": 3, "num_classes": 2},
             r"width=0 leaves no channel for channels=3; pass width >= 1",
         ),
         (
             DualAttentionHead,
-            {"channels": 16, "classes": 2},
+            {"channels": 16, "num_classes": 2},
             r"reduction=8 leaves queries of width 0 for channels=4; pass reduction <= 4",
         ),
     ],
