@@ -251,8 +251,8 @@ class DualAttentionHead(nn.Module):
         chunk: How many positions ask at a time; see PositionAttention.
 
     Shape:
-        x: (b, c, h, w). The result is (b, num_classes, h, w). In training mode batch norm needs more
-        than one position in the batch.
+        x: (b, c, h, w). The result is (b, num_classes, h, w). In training mode batch norm needs
+        more than one position in the batch.
 
     Raises:
         ValueError: There would be no class, no channel or no query, chunk is no number of
