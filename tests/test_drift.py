@@ -38,6 +38,11 @@ def test_every_module_has_a_notebook():
     drift.check_modules_have_notebooks(ROOT / "attn_course", ROOT / "notebooks")
 
 
+@every_notebook
+def test_no_output_tells_where_it_was_run(notebook):
+    assert "site-packages" not in notebook.read_text(encoding="utf-8")
+
+
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("data/*.md"), *sorted(ROOT.glob("notebooks/text/*.md"))]
 
 
