@@ -16,11 +16,14 @@ __all__ = [
     "list_attentions",
     "create_attention",
     "create_network",
+    "convert_timm",
+    "convert_authors",
 ]
 
 # %% ../notebooks/09_networks.ipynb #62845960
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -489,3 +492,157 @@ def create_network(
     if valid:
         _check("attention option", chosen, valid[1:])
     return ResNet(num_classes=num_classes, **settings, **{place: partial(mechanism.make, **chosen)})
+
+
+# %% ../notebooks/09_networks.ipynb #4d392fa3
+_SAME = ("conv1", "bn1", "fc", "*.conv1", "*.bn1", "*.conv2", "*.bn2", "*.conv3", "*.bn3")
+_RESNET = {name: name for name in (*_SAME, "*.downsample.0", "*.downsample.1")}
+
+# %% ../notebooks/09_networks.ipynb #230902fa
+_TIMM = _RESNET | {
+    # Squeeze-and-Excitation: seresnet50 and others
+    "*.se.fc1": "*.attention.reduce",
+    "*.se.fc2": "*.attention.expand",
+    # the same in the models called legacy_
+    "layer0.conv1": "conv1",
+    "layer0.bn1": "bn1",
+    "*.se_module.fc1": "*.attention.reduce",
+    "*.se_module.fc2": "*.attention.expand",
+    "last_linear": "fc",
+    # CBAM: any ResNet with block_args={"attn_layer": "cbam"}
+    "*.se.channel.fc1": "*.attention.channel.reduce",
+    "*.se.channel.fc2": "*.attention.channel.expand",
+    "*.se.spatial.conv.conv": "*.attention.spatial.conv",
+    "*.se.spatial.conv.bn": "*.attention.spatial.norm",
+    # Selective Kernels: skresnext50_32x4d
+    "*.conv1.conv": "*.conv1",
+    "*.conv1.bn": "*.bn1",
+    "*.conv2.paths.0.conv": "*.conv2.kernels.0.0",
+    "*.conv2.paths.0.bn": "*.conv2.kernels.0.1",
+    "*.conv2.paths.1.conv": "*.conv2.kernels.1.0",
+    "*.conv2.paths.1.bn": "*.conv2.kernels.1.1",
+    "*.conv2.attn.fc_reduce": "*.conv2.reduce",
+    "*.conv2.attn.bn": "*.conv2.norm",
+    "*.conv2.attn.fc_select": "*.conv2.expand",
+    "*.conv3.conv": "*.conv3",
+    "*.conv3.bn": "*.bn3",
+}
+
+# %% ../notebooks/09_networks.ipynb #037223a6
+_AUTHORS = _RESNET | {
+    # Squeeze-and-Excitation, as the authors of Spatial Group-wise Enhance trained it
+    "*.se.fc.0": "*.attention.reduce",
+    "*.se.fc.2": "*.attention.expand",
+    # CBAM
+    "*.cbam.ChannelGate.mlp.1": "*.attention.channel.reduce",
+    "*.cbam.ChannelGate.mlp.3": "*.attention.channel.expand",
+    "*.cbam.SpatialGate.spatial.conv": "*.attention.spatial.conv",
+    "*.cbam.SpatialGate.spatial.bn": "*.attention.spatial.norm",
+    # Spatial Group-wise Enhance
+    "*.sge": "*.attention",
+    # Pyramid Squeeze Attention
+    "*.conv2.conv_1": "*.conv2.convs.0",
+    "*.conv2.conv_2": "*.conv2.convs.1",
+    "*.conv2.conv_3": "*.conv2.convs.2",
+    "*.conv2.conv_4": "*.conv2.convs.3",
+    "*.conv2.se.fc1": "*.conv2.se.reduce",
+    "*.conv2.se.fc2": "*.conv2.se.expand",
+}
+
+
+# %% ../notebooks/09_networks.ipynb #03d5a64c
+def _rename(
+    state_dict: Mapping[str, Tensor], names: Mapping[str, str], origin: str
+) -> dict[str, Tensor]:
+    """Returns the tensors under our names, with 1 × 1 convolutions of a gate as linear layers."""
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        module, _, kind = key.removeprefix("module.").rpartition(".")
+        block = "".join(re.findall(r"^layer[1-4]\.\d+(?=\.)", module))
+        name = names.get("*" + module.removeprefix(block) if block else module)
+        if name is None:
+            raise ValueError(
+                f"state_dict has {key!r}, for which `create_network` has no place; pass the "
+                f"weights of one of {origin}"
+            )
+        if kind == "weight" and name.endswith((".reduce", ".expand")):
+            tensor = tensor.flatten(1)  # (out, in, 1, 1) to (out, in)
+        renamed[f"{name.replace('*', block)}.{kind}"] = tensor
+    return renamed
+
+
+# %% ../notebooks/09_networks.ipynb #f656d71b
+def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the weights of one of timm's networks for `create_network`.
+
+    | timm                                          | here                                |
+    |-----------------------------------------------|-------------------------------------|
+    | resnet18, resnet34, resnet50, resnet101,      | the same names                      |
+    | resnext50_32x4d, resnext101_32x4d             |                                     |
+    | wide_resnet50_2                               | "resnet50", width_per_group=128     |
+    | any of these with the attn_layer "cbam"       | attention="cbam"                    |
+    | seresnet50, seresnet101                       | "resnet50", "resnet101", with "se"  |
+    | seresnext50_32x4d, seresnext101_32x4d         | "resnext50_32x4d" …, with "se"      |
+    | legacy_seresnet50, legacy_seresnet101 *       | with "se" and stride_in_1x1=True    |
+    | legacy_seresnext50_32x4d and 101_32x4d *      | with "se"                           |
+    | skresnext50_32x4d                             | "resnet50" with "sk"                |
+
+    * These pool without padding: set the network's `maxpool` to
+    nn.MaxPool2d(3, 2, ceil_mode=True).
+
+    Some networks differ in parts without weights, which no name shows: resnetaa50, resnetblur18,
+    resnetblur50, legacy_seresnet18 and legacy_seresnet34 convert and compute something else.
+
+    Args:
+        state_dict: What `state_dict()` of timm's network returns. It is left as it is.
+
+    Returns:
+        A state dictionary to load with `strict=True`. It shares memory with the one passed.
+
+    Raises:
+        ValueError: A key names a part that our networks do not have, or selective kernels that
+            see a part of their input only.
+    """
+    for key, tensor in state_dict.items():
+        if key.endswith(".conv2.paths.0.conv.weight") and len(tensor) != 32 * tensor.shape[1]:
+            raise ValueError(
+                f"state_dict has {key!r} of shape {tuple(tensor.shape)}, which is not the paper's "
+                "kernel of 32 groups: timm splits the input of its other SK networks between the "
+                "paths; pass the weights of skresnext50_32x4d"
+            )
+    networks = "timm's resnet, resnext, seresnet, seresnext, legacy_seresnet, skresnext50_32x4d"
+    converted = _rename(state_dict, _TIMM, networks)
+    for key, tensor in tuple(converted.items()):
+        if key.endswith(".attention.spatial.conv.weight"):
+            converted[key] = tensor.flip(1)  # (1, 2, k, k)
+        elif key.endswith((".channel.reduce.weight", ".channel.expand.weight")):
+            bias = key.removesuffix("weight") + "bias"
+            converted.setdefault(bias, tensor.new_zeros(len(tensor)))
+    return converted
+
+
+# %% ../notebooks/09_networks.ipynb #836a2b74
+def convert_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the weights of a network that the authors released for `create_network`.
+
+    | released                                       | here                         |
+    |------------------------------------------------|------------------------------|
+    | implus/PytorchInsight, se_resnet50 and others  | "resnet50", attention="se"   |
+    | implus/PytorchInsight, sge_resnet50 and others | "resnet50", attention="sge"  |
+    | implus/PytorchInsight, cbam_resnet50; "CBAM"   | "resnet50", attention="cbam" |
+    | of Jongchan/attention-module, on ImageNet      |                              |
+    | murufeng/EPSANet, epsanet50 and epsanet101     | "resnet50", attention="epsa" |
+
+    Args:
+        state_dict: The checkpoint's "state_dict", with `module.` before each name or without. It is
+            left as it is.
+
+    Returns:
+        A state dictionary to load with `strict=True`. It shares memory with the one passed.
+
+    Raises:
+        ValueError: A key names a part that our networks do not have.
+    """
+    return _rename(
+        state_dict, _AUTHORS, "the released SE-, CBAM- and SGE-ResNets and EPSANets, on ImageNet"
+    )

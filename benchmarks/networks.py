@@ -3,8 +3,8 @@
     python benchmarks/networks.py --threads 1 --batch 4 --rounds 7
 
 Each row is a way to run the same network in evaluation mode, each number the median time of the
-plain way divided by the median of this one: 2.00 is twice as fast. The ways take turns, so that
-what else the machine does falls on all of them.
+plain way divided by the median of this one: 2.00 is twice as fast. Networks and ways take turns, so
+that what else the machine does falls on all of them.
 """
 
 import argparse
@@ -51,9 +51,12 @@ def ways(attention: str | None, x: Tensor, compiled: bool) -> dict[str, tuple[Wa
 
 
 @torch.inference_mode()
-def medians(runs: dict[str, tuple[Way, Tensor]], rounds: int) -> dict[str, float]:
+def medians(
+    runs: dict[tuple[str, str], tuple[Way, Tensor]], rounds: int
+) -> dict[tuple[str, str], float]:
     """Median seconds of each way, after one run that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
+    torch._dynamo.config.cache_size_limit = 64  # many networks share one class
     for counted in range(rounds + 1):
         for name, (run, x) in runs.items():
             synchronise(x)
@@ -85,13 +88,14 @@ def main() -> None:
     shape = (arguments.batch, 3, arguments.size, arguments.size)
     x = torch.randn(shape, device=arguments.device)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {arguments}", flush=True)
-    columns = {}
+    runs = {}
     for attention in (None, "se", "cbam", "sk"):
         with torch.device(arguments.device):
-            runs = ways(attention, x, not arguments.no_compile)
-        columns[attention or BASELINE] = medians(runs, arguments.rounds)
-        print(attention, columns[attention or BASELINE], flush=True)
-        torch.compiler.reset()
+            found = ways(attention, x, not arguments.no_compile)
+        runs |= {(attention or BASELINE, way): run for way, run in found.items()}
+    columns: dict[str, dict[str, float]] = {}
+    for (attention, way), seconds in medians(runs, arguments.rounds).items():
+        columns.setdefault(attention, {})[way] = seconds
     rows = next(iter(columns.values()))
     print("| | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
     for row in rows:
