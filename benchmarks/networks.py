@@ -1,15 +1,14 @@
 """Times SE-, CBAM- and SK-ResNet-50 in five ways; chapter 9 prints its table.
 
-    python benchmarks/networks.py --threads 1 --batch 4 --rounds 7
+    python benchmarks/networks.py --threads 1 --batch 4 --rounds 11
 
-Each row is a way to run the same network in evaluation mode, each number the median time of the
-plain way divided by the median of this one: 2.00 is twice as fast. Networks and ways take turns, so
+Each row is a way to run the same network in evaluation mode, each number the least time of the
+plain way divided by the least of this one: 2.00 is twice as fast. Networks and ways take turns, so
 that what else the machine does falls on all of them.
 """
 
 import argparse
 import platform
-import statistics
 import time
 from collections.abc import Callable
 
@@ -51,10 +50,10 @@ def ways(attention: str | None, x: Tensor, compiled: bool) -> dict[str, tuple[Wa
 
 
 @torch.inference_mode()
-def medians(
+def least(
     runs: dict[tuple[str, str], tuple[Way, Tensor]], rounds: int
 ) -> dict[tuple[str, str], float]:
-    """Median seconds of each way, after one run that is not counted."""
+    """The least seconds of each way, after one run that is not counted."""
     times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
     torch._dynamo.config.cache_size_limit = 64  # many networks share one class
     for counted in range(rounds + 1):
@@ -65,7 +64,7 @@ def medians(
             synchronise(x)
             if counted:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: min(values) for name, values in times.items()}
 
 
 def synchronise(x: Tensor) -> None:
@@ -81,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -94,7 +93,7 @@ def main() -> None:
             found = ways(attention, x, not arguments.no_compile)
         runs |= {(attention or BASELINE, way): run for way, run in found.items()}
     columns: dict[str, dict[str, float]] = {}
-    for (attention, way), seconds in medians(runs, arguments.rounds).items():
+    for (attention, way), seconds in least(runs, arguments.rounds).items():
         columns.setdefault(attention, {})[way] = seconds
     rows = next(iter(columns.values()))
     print("| | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
