@@ -4,6 +4,7 @@ from attn_course.cbam import CBAM
 from attn_course.dual_attention import DualAttention
 from attn_course.external_attention import ExternalAttention, MultiHeadExternalAttention
 from attn_course.multi_head_self_attention import MultiHeadSelfAttention
+from attn_course.networks import ResNet, create_attention, create_network, list_attentions
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
 from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
@@ -16,7 +17,11 @@ __all__ = [
     "MultiHeadExternalAttention",
     "MultiHeadSelfAttention",
     "PyramidSqueezeAttention",
+    "ResNet",
     "SelectiveKernel",
     "SpatialGroupEnhance",
     "SqueezeExcitation",
+    "create_attention",
+    "create_network",
+    "list_attentions",
 ]

@@ -1,4 +1,4 @@
-"""JupyterLab and a browser, for the tests that read the notebooks in them."""
+"""What several tests need: JupyterLab and a browser to read the notebooks in, and timm."""
 
 import json
 import os
@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 
 SETTINGS = {
     "apputils-extension/themes": {"adaptive-theme": True},  # JupyterLab follows the browser
@@ -113,3 +115,28 @@ def listen(page, heard):
     page.on("console", console)
     page.on("request", request)
     page.on("pageerror", lambda error: heard.append(f"page error: {error.message}"))
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """timm, which skips the test where it is not installed; installed but broken is an error."""
+    for name in ("timm", "torchvision"):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: see .ci/run for the versions")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        # On a torch without CUDA torchvision lacks its operators, and its import asks for two.
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        operators = torch.library.Library("torchvision", "DEF")
+        operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    else:
+        operators = None
+    import timm
+
+    yield timm
+    del operators  # until here, since they vanish with the library

@@ -86,6 +86,8 @@ CASES = {
     "SpatialGroupEnhance": [Case(64), Case(24, {"groups": 4, "eps": 1e-3})],
     "SqueezeExcitation": [Case(64), Case(16, {"reduction": 4, "bias": False})],
 }
+# They take pictures and return scores: no mechanism. tests/test_networks.py is about them.
+NETWORKS = {"ResNet"}
 SIZES = [(7, 7), (5, 8), (1, 1), (1, 6), (16, 16)]
 
 every_case = pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def dynamic_axes(case, **limits):
 
 def test_every_public_module_is_covered():
     public = {n for n in attn_course.__all__ if isinstance(getattr(attn_course, n), type)}
-    assert public == set(CASES), "list the module in CASES of tests/test_contract.py"
+    assert public - NETWORKS == set(CASES), "list the module in CASES of tests/test_contract.py"
 
 
 @every_case

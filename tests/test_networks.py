@@ -1,0 +1,333 @@
+"""The networks: what the papers print, every mechanism in every place, and honest errors."""
+
+import copy
+import importlib
+import inspect
+import itertools
+import shutil
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import attn_course
+from attn_course import (
+    MultiHeadExternalAttention,
+    SelectiveKernel,
+    SqueezeExcitation,
+    create_attention,
+    create_network,
+    list_attentions,
+)
+from attn_course.networks import Block, PositionsAsTokens, ResNet
+
+# Network, attention, options: parameters, and millions of multiply-adds at 224 × 224.
+COUNTS = [
+    ("resnet18", None, {}, 11_689_512, 1814.1),
+    ("resnet34", None, {}, 21_797_672, 3663.8),
+    ("resnet50", None, {}, 25_557_032, 4089.2),
+    ("resnet50", None, {"stride_in_1x1": True}, 25_557_032, 3858.0),
+    ("resnet101", None, {}, 44_549_160, 7801.4),
+    ("resnext50_32x4d", None, {}, 25_028_904, 4230.5),
+    ("resnext101_32x4d", None, {}, 44_177_704, 7970.0),
+    ("resnet50", "se", {"stride_in_1x1": True}, 28_088_024, 3860.5),
+    ("resnet50", "se", {"attention_options": {"bias": False}}, 28_071_976, None),
+    ("resnet50", "cbam", {"stride_in_1x1": True}, 28_089_624, 3864.4),
+    ("resnet50", "sge", {}, 25_559_080, 4094.7),
+    ("resnet101", "sge", {}, 44_553_384, 7810.3),
+    ("resnet50", "sk", {}, 27_479_784, 4462.7),
+    ("resnet101", "sk", {}, 48_736_040, 8448.7),
+    ("resnet50", "epsa", {}, 22_561_715, 3597.9),
+    ("resnet101", "epsa", {}, 38_900_279, 6788.1),
+    ("resnet50", "mhsa", {}, 21_631_016, None),
+    ("resnet50", "da", {}, 33_787_562, None),
+    ("resnet50", "ea", {}, 34_050_600, None),
+]
+# Wide enough for EPSA's 16 groups and the reduction of 16.
+SMALL = {"num_classes": 5, "stem": "small"}
+every_attention = pytest.mark.parametrize("attention", [None, *list_attentions()])
+
+
+def on_meta(*arguments, **options):
+    with torch.device("meta"):
+        return create_network(*arguments, **options)
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def without_shape_checks(*arguments, **options):
+    """A network from the module's file: compilers cannot look through the checks of the tests."""
+    package = sys.modules.setdefault("plain", ModuleType("plain"))
+    package.__path__ = attn_course.__path__
+    torch.manual_seed(0)
+    return importlib.import_module("plain.networks").create_network(*arguments, **options).eval()
+
+
+@pytest.mark.parametrize(("name", "attention", "options", "count", "millions"), COUNTS)
+def test_counts(name, attention, options, count, millions):
+    net = on_meta(name, attention, **options)
+    assert parameters(net) == count
+    if millions is not None:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(torch.empty(1, 3, 224, 224, device="meta"))
+        assert round(counter.get_total_flops() / 2e6, 1) == millions
+
+
+def test_list_of_attentions():
+    assert list_attentions() == ["cbam", "da", "ea", "epsa", "mhsa", "se", "sge", "sk"]
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_every_mechanism_takes_and_returns_feature_maps(name):
+    x = torch.randn(2, 64, 5, 6)
+    module = create_attention(name, 64)
+    assert module(x).shape == x.shape
+    assert module.attention(x) is not None
+
+
+@every_attention
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_forward_and_backward(name, attention):
+    torch.manual_seed(0)
+    net = create_network(name, attention, **SMALL)
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    scores = net(x)
+    assert scores.shape == (2, 5)
+    scores.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@every_attention
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 40)], ids=str)
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_any_size(attention, size, stem):
+    net = create_network("resnet18", attention, num_classes=5, stem=stem, in_channels=1).eval()
+    x = torch.randn(1, 1, *size)
+    quarter = 4 if stem == "imagenet" else 1
+    first = tuple(-(-side // quarter) for side in size)
+    with torch.no_grad():
+        maps = net.maps(x)
+        assert net(x).shape == (1, 5)
+    assert tuple(maps[0].shape[2:]) == tuple(maps[1].shape[2:]) == first
+    for before, after in itertools.pairwise(maps[1:]):
+        assert tuple(after.shape[2:]) == tuple(-(-side // 2) for side in before.shape[2:])
+
+
+@pytest.mark.parametrize("attention", list_attentions())
+def test_an_attention_stands_where_its_paper_puts_it(attention):
+    net = on_meta("resnet50", attention)
+    with torch.device("meta"):
+        kind = type(create_attention(attention, 64))
+    found = {name for name, part in net.named_modules() if isinstance(part, kind)}
+    blocks = [name for name, part in net.named_modules() if isinstance(part, Block)]
+    if attention in ("da", "ea"):
+        assert found == {"attention"}
+        assert net.fc.in_features == net.neck[0].out_channels == 512
+    elif attention in ("se", "cbam", "sge"):
+        assert found == {f"{block}.attention" for block in blocks}
+    elif attention == "mhsa":
+        assert found == {f"layer4.{index}.conv2" for index in range(3)}
+    else:
+        assert found == {f"{block}.conv2" for block in blocks}
+
+
+def test_names_of_parameters():
+    names = on_meta("resnet50", "se").state_dict().keys()
+    expected = {"conv1.weight", "bn1.running_mean", "fc.bias", "layer1.0.conv1.weight"}
+    expected |= {"layer1.0.bn3.bias", "layer1.0.downsample.0.weight", "layer4.0.downsample.1.bias"}
+    assert expected | {"layer1.0.attention.reduce.weight"} <= set(names)
+    assert "layer1.1.downsample.0.weight" not in names
+    sk = on_meta("resnet50", "sk").state_dict().keys()
+    assert "layer1.0.conv2.kernels.0.0.weight" in sk
+    assert not [name for name in sk if ".bn2." in name]
+    assert "layer4.0.conv2.tokens.in_proj_weight" in on_meta("resnet50", "mhsa").state_dict()
+    plain = on_meta("resnet50").state_dict().keys()
+    assert {name for name in names if ".attention." not in name} == set(plain)
+
+
+def test_width_of_selective_kernels():
+    assert on_meta("resnet50", "sk").layer1[0].conv1.out_channels == 128
+    assert on_meta("resnet50", "sk", width_per_group=64).layer1[0].conv1.out_channels == 64
+    assert on_meta("resnext50_32x4d", "sk").layer1[0].conv1.out_channels == 128
+
+
+def test_a_class_is_as_good_as_its_name():
+    assert (
+        on_meta("resnet50", SelectiveKernel).state_dict().keys()
+        == on_meta("resnet50", "sk").state_dict().keys()
+    )
+
+
+def test_a_function_makes_a_gate():
+    widths = []
+
+    def make(channels):
+        widths.append(channels)
+        return nn.Identity()
+
+    create_network("resnet18", make, **SMALL)
+    assert widths == [64, 64, 128, 128, 256, 256, 512, 512]
+    widths.clear()
+    create_network("resnet18", make, stages=(1, 3), **SMALL)
+    assert widths == [64, 64, 256, 256]
+    widths.clear()
+    create_network("resnet18", make, place="head", **SMALL)
+    assert widths == [512]
+
+
+def test_a_function_replaces_a_convolution():
+    strides = []
+
+    def make(channels, stride):
+        strides.append(stride)
+        return nn.Conv2d(channels, channels, 1, stride)
+
+    net = create_network("resnet50", make, place="conv", **SMALL)
+    assert net(torch.randn(2, 3, 16, 16)).shape == (2, 5)
+    assert strides.count(2) == 3
+
+
+@pytest.mark.parametrize("attention", ["sk", "epsa", "mhsa", "da", "ea"])
+def test_other_places(attention):
+    net = create_network("resnet18", attention, place="gate", **SMALL)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    assert isinstance(net.layer1[0].attention, type(create_attention(attention, 64)))
+
+
+def test_tokens_can_be_any_module_for_tokens():
+    module = PositionsAsTokens(MultiHeadExternalAttention(16), stride=2)
+    x = torch.randn(2, 16, 5, 7)
+    assert module(x).shape == (2, 16, 3, 4)
+    assert module.attention(x).shape == (2, 32, 35, 64)
+    with pytest.raises(ValueError, match="stride=0 leads nowhere"):
+        PositionsAsTokens(nn.Identity(), 0)
+
+
+def test_what_the_gates_attend_with():
+    net = create_network("resnet18", "cbam", **SMALL).eval()
+    found = net.attended(torch.randn(2, 3, 32, 32))
+    assert list(found) == [f"layer{s}.{i}.attention" for s in (1, 2, 3, 4) for i in (0, 1)]
+    assert found["layer2.1.attention"].channel.shape == (2, 128, 1, 1)
+    assert found["layer2.1.attention"].spatial.shape == (2, 1, 16, 16)
+    shares = create_network("resnet50", "sk", **SMALL).eval().attended(torch.randn(1, 3, 16, 16))
+    assert shares["layer1.0.conv2"].shape == (1, 2, 128, 1, 1)
+    head = create_network("resnet18", "ea", **SMALL).eval().attended(torch.randn(1, 3, 32, 32))
+    assert head["attention"].shape == (1, 64, 4, 4)
+    assert create_network("resnet18", **SMALL).eval().attended(torch.randn(1, 3, 16, 16)) == {}
+
+
+def test_starting_values():
+    torch.manual_seed(0)
+    net = create_network("resnet50", "sk", num_classes=5)
+    conv = net.layer1[0].conv3.weight
+    assert conv.std().item() == pytest.approx((2 / conv.shape[0]) ** 0.5, rel=0.05)
+    assert net.layer1[0].conv2.expand.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create_network("resnet5"), "name 'resnet5' is unknown; did you mean 'resnet50'"),
+        (lambda: create_network("vgg"), "name 'vgg' is unknown; pass one of resnet18, resnet34"),
+        (lambda: create_network("resnet50", "SE"), "attention 'SE' .* mean 'se'.*cbam, da"),
+        (lambda: create_network("resnet50", steem="small"), "option 'steem' .* mean 'stem'"),
+        (
+            lambda: create_network("resnet50", "se", reduction=8),
+            r"attention_options=\{'reduction': 8\}",
+        ),
+        (
+            lambda: create_network("resnet50", "se", attention_options={"redution": 8}),
+            "attention option 'redution' is unknown; did you mean 'reduction'.*bias",
+        ),
+        (lambda: create_network("resnet50", place="gate"), "need attention; pass attention='se'"),
+        (lambda: create_network("resnet50", attention_options={"bias": 0}), "need attention"),
+        (lambda: create_network("resnet50", "se", place="conv"), "takes a stride.*place='gate'"),
+        (lambda: create_network("resnet18", groups=2), "groups=2.*are for bottlenecks"),
+        (lambda: create_network("resnet50", stages=(0, 1)), r"stages=\(0, 1\); pass"),
+        (lambda: create_network("resnet50", planes=(64, 128)), "planes=.*four numbers"),
+        (lambda: ResNet((3, 4, 6)), "depths=.*four numbers"),
+        (lambda: create_network("resnet50", num_classes=0), "num_classes=0 is too small"),
+        (lambda: create_network("resnet50", "ea", head_width=0), "head_width=0 is too small"),
+        (lambda: create_attention("sgee", 64), "name 'sgee' is unknown; did you mean 'sge'"),
+        (lambda: create_attention("sge", 64, group=3), "'group' is unknown; did you mean 'groups'"),
+        (lambda: create_attention("mhsa", 64, heads=3), "'heads' is unknown; .*num_heads"),
+        (lambda: create_attention("se", 8), "reduction=16 leaves no hidden channel"),
+    ],
+)
+def test_errors(call, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_errors_that_the_types_of_these_tests_would_forestall():
+    with pytest.raises(ValueError, match=r"place 'gates' .* mean 'gate'\? pass one of gate, conv"):
+        without_shape_checks("resnet50", "se", place="gates")
+    with pytest.raises(ValueError, match=r"stem='tiny' is unknown; pass one of .*'small'"):
+        without_shape_checks("resnet50", stem="tiny")
+
+
+def test_another_number_of_channels_is_refused():
+    net = create_network("resnet18", **SMALL)
+    with pytest.raises(ValueError, match=r"x has shape \(1, 1, 32, 32\); pass .* in_channels=3"):
+        net(torch.rand(1, 1, 32, 32))
+
+
+def test_the_docstring_names_every_option():
+    doc = inspect.getdoc(ResNet)
+    for option in list(inspect.signature(ResNet).parameters):
+        assert f"    {option}: " in doc, option
+    for name in ("resnet18", "resnext101_32x4d", *attn_course.networks.OPTIONS):
+        assert name in inspect.getdoc(create_network), name
+
+
+@every_attention
+def test_channels_last(attention):
+    torch.manual_seed(0)
+    net = create_network("resnet18", attention, **SMALL).eval()
+    x = torch.randn(2, 3, 32, 32)
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = net(x)
+        actual = last(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["se", "cbam", "sk", "mhsa", "da", "ea"])
+def test_compile_in_one_graph(attention):
+    torch.compiler.reset()
+    narrow = {"planes": (32, 32, 32, 32)} if attention != "da" else {}
+    options = {"attention_options": {"reduction": 4}} if attention in ("se", "cbam") else {}
+    net = without_shape_checks("resnet18", attention, **SMALL, **narrow, **options)
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    inductor = compiler and " " not in sys.prefix and attention == "se"
+    compiled = torch.compile(net, fullgraph=True, backend="inductor" if inductor else "aot_eager")
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["se", "epsa", "ea"])
+def test_export_with_a_dynamic_batch(attention):
+    net = without_shape_checks("resnet18", attention, **SMALL)
+    axes = ({0: torch.export.Dim("b", min=2, max=64)},)
+    program = torch.export.export(net, (torch.randn(2, 3, 16, 16),), dynamic_shapes=axes)
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gate_of_one_changes_nothing():
+    plain = create_network("resnet18", **SMALL).eval()
+    gated = create_network("resnet18", SqueezeExcitation, **SMALL).eval()
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    for name, parameter in gated.named_parameters():
+        if ".attention.expand" in name:
+            nn.init.constant_(parameter, 100.0 if name.endswith("bias") else 0.0)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(gated(x), plain(x))
