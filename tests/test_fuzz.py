@@ -28,7 +28,7 @@ activations = st.sampled_from([nn.Sigmoid, nn.Hardsigmoid, nn.Tanh])
 
 strange_values = st.one_of(
     st.integers(-2, 70),
-    st.sampled_from([10**6, None, True, False, 2.0, 2.5, -1.0, math.nan, math.inf, 1e-50]),
+    st.sampled_from([None, True, False, 2.0, 2.5, -1.0, math.nan, math.inf, 1e-50]),
     st.sampled_from(["", "8", "sigmoid", b"8", (), (3, 5), [4], {4}, {"a": 1}, 1j, int, object()]),
     st.sampled_from([(2.0, 3.0), (0, 0, 0, 0), ("1", "4"), (None,), [math.nan] * 4, ("a",) * 4]),
     st.builds(lambda: (number for number in (3, 5))),
@@ -263,13 +263,16 @@ def test_fitting_options_and_inputs_give_what_is_documented(name, data):
     if len(x):
         one_image_does_not_reach_another(module, x, y, data.draw)
     assert torch.equal(x, before)
+    if name in NETWORK_MAKERS and len(x) == 1:
+        return  # batch norm itself refuses the single value of a small map, by PyTorch's words
     training = result_or_documented_error(lambda: module.train()(x), options)
     if training is None:
-        assert x.numel() <= x.shape[1] or len(x) < 2, "refused, but large enough for batch norm"
+        assert len(x) < 2, "refused, but large enough for batch norm"
     else:
-        assert training.shape == y.shape
-        assert training.dtype == dtype
-        assert training.isfinite().all()
+        for part in flattened(training):
+            assert part.shape == y.shape
+            assert part.dtype == dtype
+            assert part.isfinite().all()
     assert torch.equal(x, before)
 
 
@@ -302,9 +305,9 @@ def test_strange_options_are_refused_by_name(name, data):
     channels, options = fitting_options(data.draw, name)
     strange = data.draw(st.lists(st.sampled_from(sorted(options)), min_size=1, max_size=2))
     for argument in strange:
-        small = argument in ("paths", "depths", "expansion")  # many layers, or much memory
-        value = data.draw(strange_values.filter(lambda v, small=small: not (small and v == 10**6)))
-        options[argument] = value
+        many_layers = argument in ("paths", "depths", "expansion")
+        wide = st.nothing() if many_layers else st.sampled_from([10**6, 10**8])
+        options[argument] = data.draw(strange_values | wide)
     wide = any(isinstance(v, int) and v > LARGEST_BUILT for v in options.values())
     with torch.device("meta" if wide else "cpu"):
         module = result_or_documented_error(lambda: maker(name)(**options), options)
@@ -387,7 +390,7 @@ def test_create_attention(data):
     name = data.draw(st.sampled_from(attn_course.list_attentions()))
     names = st.one_of(st.just(name), strange_values)
     options = data.draw(st.dictionaries(st.sampled_from(["reduction", "groups", "x"]), st.just(1)))
-    channels = data.draw(st.one_of(st.just(64), strange_values.filter(lambda v: v != 10**6)))
+    channels = data.draw(st.just(64) | strange_values)
     module = result_or_documented_error(
         lambda: networks.create_attention(data.draw(names), channels, **options),
         ["name", "channels", *options],

@@ -17,7 +17,8 @@ import test_compilers
 import two_processes
 from uses import LIMITS, MODULE_COLUMNS, NETWORK_COLUMNS, PAGE, USES, Subject, page, use
 
-ROUNDING = {False: 0.05, True: 0.2}  # of half precision: in a module, and in the layers of a network
+# The error of half precision: of a module, and of a network, where it adds up over the layers.
+ROUNDING = {False: 0.05, True: 0.2}
 
 
 def assert_near(actual, expected, share):
@@ -97,12 +98,12 @@ def test_channels_last(subject):
     for case in subject.cases:
         module, x = subject.build(case), subject.example(case, w=10)
         expected = module(x)
-        maps = []
-        last_map = module.layer4 if subject.is_network else module
-        last_map.register_forward_hook(lambda *arguments: maps.append(arguments[2]))
+        last = []  # the module's result, or the network's last feature map
+        hooked = module.layer4 if subject.is_network else module
+        hooked.register_forward_hook(lambda _part, _x, y, last=last: last.append(y))
         y = module.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
         assert_near(y, expected, 1e-4)
-        assert maps[0].is_contiguous(memory_format=torch.channels_last)
+        assert last[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @use("feature extraction")
@@ -138,7 +139,7 @@ def test_forward_hooks(subject):
         module, x = subject.build(case), subject.example(case)
         silent = {name for name, part in module.named_modules() if type(part) is not nn.ModuleList}
         for name, part in module.named_modules():
-            part.register_forward_hook(lambda *_, name=name: silent.discard(name))
+            part.register_forward_hook(lambda *_, name=name, silent=silent: silent.discard(name))
         module(x)
         assert not silent, f"no hook ran on {sorted(silent)}"
 

@@ -16,9 +16,7 @@ def run(rank, folder):
     """Writes to the folder what went wrong, for each way and each module."""
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {"DDP": {}, "FSDP2": {}}
     for subject in MODULE_COLUMNS + NETWORK_COLUMNS:
         by_ddp, found["DDP"][subject.name] = attempt(trained_by_ddp, subject, rank)

@@ -25,9 +25,10 @@ USES = {
     "float16": "weights and input in float16, compared with float64",
     "channels_last": "weights and input in `torch.channels_last`: the same result, and a feature "
     "map in that format",
-    "compile": "`torch.compile(fullgraph=True)` at two sizes, the second for any size; by inductor "
-    "where a C++ compiler is, of the networks by inductor for resnet18 and by aot_eager for others",
-    "export": "`torch.export` with dynamic batch and size, saved to disk and loaded, at another size",
+    "compile": "`torch.compile(fullgraph=True)` at two sizes, the second for any size: modules and "
+    "ResNet-18 by inductor where a C++ compiler is, further options and networks by aot_eager",
+    "export": "`torch.export` with dynamic batch and size, saved to disk and loaded, called at "
+    "another size",
     "ONNX": "`torch.onnx.export(dynamo=True)` with dynamic batch and size, in onnxruntime, at "
     "another size",
     "torch.jit.trace": "traced and called at the same size",
