@@ -1,6 +1,8 @@
 """Dual Attention: what its notebook does not say."""
 
-import importlib.util
+import importlib
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -32,11 +34,9 @@ HEAD = {
 
 def unchecked():
     """The module's file without the shape checks of these tests, which no compiler looks through."""
-    path = attn_course.dual_attention.__file__
-    spec = importlib.util.spec_from_file_location("unchecked_dual_attention", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    package = sys.modules.setdefault("plain", ModuleType("plain"))
+    package.__path__ = attn_course.__path__
+    return importlib.import_module("plain.dual_attention")
 
 
 def released_weights(golden, names):
@@ -335,30 +335,73 @@ def test_transforms_of_functions():
     ("cls", "arguments", "message"),
     [
         (DualAttention, {"channels": 6}, r"reduction=8 leaves .* channels=6; pass reduction <= 6"),
-        (DualAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        (DualAttention, {"channels": 8, "reduction": 0}, r"reduction=0 .* pass reduction >= 1"),
-        (DualAttention, {"channels": 8, "chunk": 0}, r"chunk=0 .* pass chunk >= 1"),
-        (ChannelAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        (DualAttention, {"channels": 0}, "channels must be at least 1, got 0"),
+        (DualAttention, {"channels": 8, "reduction": 0}, "reduction must be at least 1, got 0"),
+        (DualAttention, {"channels": 8, "chunk": 0}, "chunk must be at least 1, got 0"),
+        (ChannelAttention, {"channels": 0}, "channels must be at least 1, got 0"),
         (
             DualAttentionHead,
             {"channels": 64, "num_classes": 0},
-            r"num_classes=0 .* pass num_classes",
+            "num_classes must be at least 1, got 0",
         ),
         (
             DualAttentionHead,
             {"channels": 3, "num_classes": 2},
-            r"width=0 leaves no channel for channels=3; pass width >= 1",
+            "channels must be at least 4, got 3",
+        ),
+        (
+            DualAttentionHead,
+            {"channels": 0, "num_classes": 2, "width": 8},
+            "channels must be at least 1, got 0",
         ),
         (
             DualAttentionHead,
             {"channels": 16, "num_classes": 2},
-            r"reduction=8 leaves queries of width 0 for channels=4; pass reduction <= 4",
+            "reduction=8 leaves no hidden channel for width=4; pass reduction <= 4",
+        ),
+        (
+            DualAttentionHead,
+            {"channels": 64, "num_classes": 2, "dropout": float("nan")},
+            "dropout must be at least 0 and below 1, got nan",
         ),
     ],
 )
 def test_bad_arguments_are_named(cls, arguments, message):
     with pytest.raises(ValueError, match=message):
         cls(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        ("DualAttention", {"channels": 64.0}, r"channels must be an int, got 64.0 \(float\)"),
+        ("DualAttention", {"channels": 64, "reduction": "8"}, "reduction must be an int, got '8'"),
+        ("PositionAttention", {"channels": 64, "chunk": 2.5}, "chunk must be an int, got 2.5"),
+        ("ChannelAttention", {"channels": None}, "channels must be an int, got None"),
+        ("ChannelAttention", {"channels": 8, "dissimilar": "no"}, "dissimilar must be a bool"),
+        ("DualAttentionHead", {"channels": 64, "num_classes": [2]}, "num_classes must be an int"),
+        (
+            "DualAttentionHead",
+            {"channels": 64, "num_classes": 2, "dropout": "0.1"},
+            "dropout must be a float, got '0.1'",
+        ),
+        (
+            "DualAttentionHead",
+            {"channels": 64, "num_classes": 2, "auxiliary": 1},
+            "auxiliary must be a bool, got 1",
+        ),
+    ],
+)
+def test_wrong_types_are_named(cls, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(unchecked(), cls)(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 0, 3), (1, 8, 3, 0)], ids=str)
+@pytest.mark.parametrize("cls", ["PositionAttention", "ChannelAttention", "DualAttention"])
+def test_a_map_without_positions_is_refused(cls, shape):
+    with pytest.raises(ValueError, match=r"x has shape .*; pass .* h >= 1 and w >= 1"):
+        getattr(unchecked(), cls)(8)(torch.rand(shape))
 
 
 @pytest.mark.parametrize(
