@@ -83,14 +83,17 @@ MODULES = {
 HEAD = {"DualAttentionHead": [Case(16, {"num_classes": 5, "width": 8, "reduction": 2})]}
 
 
-def _network(attention=None, name="resnet18", planes=16, **options):
-    sizes = {"num_classes": 5, "stem": "small", "planes": (planes,) * 4}
+RESNET10 = {"depths": (1, 1, 1, 1), "bottleneck": False}
+
+
+def _network(attention=None, name="resnet10", **options):
+    sizes = {"num_classes": 5, "stem": "small", "planes": (16, 16, 16, 16)}
     attention_options = {"attention_options": options} if attention else {}
     return [Case(3, {"name": name, "attention": attention} | sizes | attention_options)]
 
 
 NETWORKS = {
-    "resnet18": _network(),
+    "resnet18": _network(name="resnet18"),
     "resnet50": _network(name="resnet50"),
     "cbam": _network("cbam", reduction=4),
     "da": _network("da", reduction=2),
@@ -124,8 +127,15 @@ def plain_class(name):
 def construct(name, case):
     """A module or a network as a user gets it."""
     if name in NETWORKS:
-        return plain("networks").create_network(**case.options)
+        return create_network(**case.options)
     return plain_class(name)(case.channels, **case.options)
+
+
+def create_network(**options):
+    """The package's, which here knows a network with one block in each stage, too."""
+    networks = plain("networks")
+    networks.NETWORKS["resnet10"] = RESNET10
+    return networks.create_network(**options)
 
 
 def randomise(module):

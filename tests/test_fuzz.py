@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import attn_course
-from cases import MODULES, NETWORKS, plain, plain_class, randomise
+from cases import MODULES, NETWORKS, create_network, plain, plain_class, randomise
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIDES = st.integers(1, 9)
@@ -180,6 +180,8 @@ every_module = pytest.mark.parametrize("name", OPTIONS)
 
 
 def maker(name):
+    if name == "create_network":
+        return create_network
     return getattr(plain("networks"), name) if name in NETWORK_MAKERS else plain_class(name)
 
 

@@ -28,7 +28,7 @@ USES = {
     "compile": "`torch.compile(fullgraph=True)` at two sizes, the second for any size: modules and "
     "ResNet-18 by inductor where a C++ compiler is, further options and networks by aot_eager",
     "export": "`torch.export` with dynamic batch and size, saved to disk and loaded, called at "
-    "another size",
+    "another size; sides of at least 9 for the networks",
     "ONNX": "`torch.onnx.export(dynamo=True)` with dynamic batch and size, in onnxruntime, at "
     "another size",
     "torch.jit.trace": "traced and called at the same size",
@@ -168,8 +168,8 @@ def page():
         "",
         "## Networks",
         "",
-        "Of `create_network`, small: 16 channels in each stage. With a mechanism they are "
-        "ResNet-18s.",
+        "Of `create_network`, small: 16 channels in each stage, and with a mechanism one basic "
+        "block.",
         "",
         *table(NETWORK_COLUMNS, [gates.get(f"{c}", f'"{c}"') for c in NETWORK_COLUMNS]),
         "",
