@@ -17,6 +17,11 @@ import test_compilers
 import two_processes
 from uses import LIMITS, MODULE_COLUMNS, NETWORK_COLUMNS, PAGE, USES, Subject, page, use
 
+# torch.jit is on its way out and says so; and it cannot see that a check of shapes is one.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+
 # The error of half precision: of a module, and of a network, where it adds up over the layers.
 ROUNDING = {False: 0.05, True: 0.2}
 
@@ -124,7 +129,6 @@ def test_feature_extraction(subject, timm):
 
 
 @use("torch.jit.trace")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_jit_trace(subject):
     for case in subject.cases:
         module, x = subject.build(case), subject.example(case)
@@ -211,27 +215,31 @@ def test_checkpoint(subject):
 @use("vmap")
 def test_vmap(subject):
     for case in subject.cases:
-        module = subject.build(case).double()
-        x = subject.example(case, dtype=torch.float64)
-        other = copy.deepcopy(module)
-        for parameter in other.parameters():
-            parameter.detach().mul_(0.9)
-        state = stack_module_state([module, other])
+        assert_vmap_works(subject, case)
 
-        def apply(parameters, buffers, x, module=module):
-            return functional_call(module, (parameters, buffers), (x,))
 
-        both = vmap(apply, in_dims=(0, 0, None))(*state, x)  # (2, b, …)
-        assert_near(both, torch.stack([module(x), other(x)]), 1e-4)
+def assert_vmap_works(subject, case):
+    module = subject.build(case).double()
+    x = subject.example(case, dtype=torch.float64)
+    other = copy.deepcopy(module)
+    for parameter in other.parameters():
+        parameter.detach().mul_(0.9)
+    state = stack_module_state([module, other])
 
-        def loss(parameters, image, module=module):
-            return functional_call(module, parameters, (image[None],)).square().sum()
+    def apply(parameters, buffers, x):
+        return functional_call(module, (parameters, buffers), (x,))
 
-        parameters = {name: p.detach() for name, p in module.named_parameters()}
-        of_each = vmap(grad(loss), in_dims=(None, 0), randomness="error")(parameters, x)
-        of_last = grad(loss)(parameters, x[-1])
-        for name, gradient in of_last.items():
-            torch.testing.assert_close(of_each[name][-1], gradient, rtol=1e-5, atol=1e-8)
+    both = vmap(apply, in_dims=(0, 0, None))(*state, x)  # (2, b, …)
+    assert_near(both, torch.stack([module(x), other(x)]), 1e-4)
+
+    def loss(parameters, image):
+        return functional_call(module, parameters, (image[None],)).square().sum()
+
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    of_each = vmap(grad(loss), in_dims=(None, 0), randomness="error")(parameters, x)
+    of_last = grad(loss)(parameters, x[-1])
+    for name, gradient in of_last.items():
+        torch.testing.assert_close(of_each[name][-1], gradient, rtol=1e-5, atol=1e-8)
 
 
 @use("second derivatives")
@@ -242,10 +250,21 @@ def test_second_derivatives(subject):
         assert torch.autograd.gradgradcheck(module, x, fast_mode=True)
 
 
-def test_second_derivatives_of_self_attention_without_the_fused_kernel():
+@pytest.mark.parametrize("name", ["MultiHeadSelfAttention", "mhsa"])
+def test_second_derivatives_without_the_fused_kernel(name):
     with sdpa_kernel(SDPBackend.MATH):
-        for subject in (Subject("MultiHeadSelfAttention"), Subject("mhsa")):
-            test_second_derivatives.check(subject)
+        test_second_derivatives.check(Subject(name))
+
+
+@pytest.mark.parametrize("name", ["CBAM", "cbam"])
+def test_a_trace_without_gradients(name):
+    with torch.no_grad():
+        test_jit_trace.check(Subject(name))
+
+
+def test_gradients_of_each_sample_with_large_chunks():
+    subject = Subject("DualAttention")
+    assert_vmap_works(subject, subject.cases[0])
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +289,7 @@ def test_fsdp2(subject, side_by_side):
 
 def test_every_use_has_a_test():
     tests = [*globals().items(), *vars(test_compilers).items()]
-    tested = [vars(test).get("use") for name, test in tests if name.startswith("test_")]
-    assert {use_name for use_name in tested if use_name} == set(USES)
+    assert {test.use for _, test in tests if hasattr(test, "check")} == set(USES)
     columns = {subject.name for subject in MODULE_COLUMNS + NETWORK_COLUMNS}
     assert set(LIMITS) <= set(itertools.product(USES, columns))
 

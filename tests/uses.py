@@ -63,7 +63,30 @@ TOKENS_HAVE_NO_FORMAT = Limit(
     RuntimeError,
     "required rank 4 tensor to use channels_last format",
 )
+NO_SECOND_DERIVATIVE = Limit(
+    "The fused attention of PyTorch has no second derivative. Under "
+    "`torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it works.",
+    RuntimeError,
+    "derivative for aten::_scaled_dot_product.* is not implemented",
+)
+TRACED_WITH_GRADIENTS = Limit(
+    "The maximum has another graph where gradients are wanted, and the trace's own check compares "
+    "the two. Under `torch.no_grad()` it works.",
+    torch.jit.TracingCheckError,
+    "Graphs differed across invocations",
+)
+IN_CHUNKS = Limit(
+    "Above 4 · chunk positions, 1024 by default, `torch.func.grad` fails: it does not support the "
+    "checkpoints that save memory there. Pass a larger chunk.",
+    RuntimeError,
+    "don't yet support saved tensor hooks",
+)
 LIMITS = {
+    ("torch.jit.trace", "CBAM"): TRACED_WITH_GRADIENTS,
+    ("torch.jit.trace", "cbam"): TRACED_WITH_GRADIENTS,
+    ("vmap", "DualAttention"): IN_CHUNKS,
+    ("second derivatives", "MultiHeadSelfAttention"): NO_SECOND_DERIVATIVE,
+    ("second derivatives", "mhsa"): NO_SECOND_DERIVATIVE,
     ("channels_last", "MultiHeadExternalAttention"): TOKENS_HAVE_NO_FORMAT,
     ("channels_last", "MultiHeadSelfAttention"): TOKENS_HAVE_NO_FORMAT,
 }
@@ -145,7 +168,7 @@ def page():
 
     def cell(use_name, subject):
         limit = LIMITS.get((use_name, subject.name))
-        return "yes" if limit is None else f"no [{notes.index(limit.reason) + 1}]"
+        return "yes" if limit is None else f"[{notes.index(limit.reason) + 1}](#reasons)"
 
     def table(columns, heads):
         yield f"| | {' | '.join(heads)} |"
@@ -158,9 +181,9 @@ def page():
         "# What works",
         "",
         "Each cell is a test of `make test`: tests/test_uses.py and tests/test_compilers.py. A "
-        "“yes” works, and gives the same result as the plain forward. A “no” fails, for the reason "
-        "below the tables, with the error that the test expects. `python tests/uses.py` writes "
-        "this page.",
+        "“yes” works, and gives the same result as the plain forward. A number fails at least in "
+        "part, for the reason below the tables, with the error that the test expects. "
+        "`python tests/uses.py` writes this page.",
         "",
         "## Modules",
         "",
