@@ -80,7 +80,8 @@ def merged_cells(notebook: Path, stored: NotebookNode, text: NotebookNode) -> li
     try:
         return [deepcopy(cells[line]) for line in merge(recorded_cells(stored), *both)]
     except EditedTwice as conflict:
-        places = ", ".join(f"`{cells[line].source.splitlines()[0]}`" for line in conflict.args)
+        first_lines = [cells[line].source.partition("\n")[0] for line in conflict.args]
+        places = ", ".join(f"`{line}`" for line in dict.fromkeys(first_lines))
         raise TwinsDisagree(
             f"{notebook.name} and text/{notebook.stem}.md were both edited in one place since they "
             f"last agreed: {places}. Let them say the same there, or delete the one that may go, "
