@@ -16,7 +16,7 @@ import jupytext
 import numpy as np
 import pytest
 from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_output
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from torch import nn
 
@@ -162,6 +162,18 @@ def test_a_file_that_is_not_imported_may_change(project, notebook):
 def test_imports_are_followed_to_their_files(source, expected):
     found = provenance.imported_files(source, ROOT)
     assert {path.relative_to(ROOT / "attn_course").as_posix() for path in found} == expected
+
+
+def test_relative_imports_are_followed(tmp_path):
+    package = tmp_path / "attn_course"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .one import One")
+    (package / "one.py").write_text("from .two import Two\nfrom . import three")
+    (package / "two.py").write_text("")
+    (package / "three.py").write_text("")
+    content = new_notebook(cells=[new_code_cell("%xmode Minimal\nfrom attn_course import One")])
+    found = provenance.imports(content, tmp_path)
+    assert sorted(found) == [f"attn_course/{name}.py" for name in ("one", "three", "two")]
 
 
 def test_what_an_editor_leaves_in_a_cell_is_no_change(notebook):

@@ -68,7 +68,9 @@ def imports(content: NotebookNode, root: Path) -> dict[str, str]:
         new = {
             path
             for file in new
-            for path in imported_files(file.read_text(encoding="utf-8"), root)
+            for path in imported_files(
+                file.read_text(encoding="utf-8"), root, package_of(file, root)
+            )
             if path not in found
         }
     return {
@@ -82,15 +84,26 @@ def without_magics(source: str) -> str:
     return "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
 
 
-def imported_files(source: str, root: Path) -> set[Path]:
-    """Files of the package that a piece of Python imports itself."""
+def package_of(file: Path, root: Path) -> str:
+    """The dotted name of the folder that a module is in."""
+    return ".".join(file.relative_to(root).parent.parts)
+
+
+def imported_files(source: str, root: Path, package: str = "") -> set[Path]:
+    """Files of the package that a piece of Python imports itself; a dot stands for `package`."""
     files = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             files += [file_of(*alias.name.rpartition(".")[::2], root) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            files += [file_of(node.module, alias.name, root) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute(node, package)
+            files += [file_of(module, alias.name, root) for alias in node.names]
     return {file for file in files if file is not None}
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module that `from .module import` or `from module import` names."""
+    return ".".join(part for part in (package if node.level else "", node.module) if part)
 
 
 def file_of(module: str, name: str, root: Path) -> Path | None:
@@ -107,7 +120,7 @@ def file_of(module: str, name: str, root: Path) -> Path | None:
     else:  # the package hands on what one of its modules defines
         for node in ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body:
             names = [alias.name for alias in getattr(node, "names", [])]
-            if isinstance(node, ast.ImportFrom) and node.module and name in names:
-                return file_of(node.module, name, root)
+            if isinstance(node, ast.ImportFrom) and name in names:
+                return file_of(absolute(node, module), name, root)
         file = folder / "__init__.py"
     return file if file.exists() else None
