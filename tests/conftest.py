@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +16,15 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, configuration, settings
+
+# Nothing is written into the checkout, and no slow machine fails a test.
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "attn_course_hypothesis")
+always = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+always |= {"phases": (Phase.explicit, Phase.generate, Phase.shrink)}
+settings.register_profile("always the same", max_examples=50, derandomize=True, **always)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **always)
+settings.load_profile("always the same")
 
 SETTINGS = {
     "apputils-extension/themes": {"adaptive-theme": True},  # JupyterLab follows the browser
