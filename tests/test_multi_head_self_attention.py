@@ -46,7 +46,7 @@ def plain(module, x, keys, values, mask=None):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_four_linear_layers(masked, mode):
+def test_equals_the_annotated_transformer(masked, mode):
     golden = data.golden("multi_head_self_attention" + masked * "_masked")
     weights, biases = (
         [golden[f"param/linears.{i}.{kind}"] for i in range(4)] for kind in ("weight", "bias")

@@ -180,7 +180,8 @@ def test_timms_hidden_layer_is_wider(timm, name):
             network.load_state_dict(convert_timm(state_dict), strict=True)
 
 
-# The released networks, told again in their own names.
+# The released networks, written anew after their authors' code and with its names. What the
+# original classes compute is in tests/golden.
 
 
 class ReleasedSE(nn.Module):
@@ -330,7 +331,7 @@ def test_authors(name, attention, prefix):
         ("pyramid_squeeze_attention", "conv2", "conv2", lambda: PyramidSqueezeAttention(64)),
     ],
 )
-def test_the_authors_own_arrays(golden, released, here, module):
+def test_golden_arrays_by_their_names_in_a_network(golden, released, here, module):
     arrays = data.golden(golden)
     block = {
         key.replace("param/", f"layer3.5.{released}."): array

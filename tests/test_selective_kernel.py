@@ -31,7 +31,7 @@ def released_weights(golden):
 @pytest.mark.parametrize(
     ("name", "stride"), [("selective_kernel", 1), ("selective_kernel_stride2", 2)]
 )
-def test_equals_the_released_computation(name, stride, mode, atol):
+def test_equals_the_transcribed_caffe_network(name, stride, mode, atol):
     golden = data.golden(name)
     module = SelectiveKernel(64, stride=stride).train(mode == "train")
     module.load_state_dict(released_weights(golden), strict=True)

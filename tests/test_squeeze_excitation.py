@@ -9,7 +9,7 @@ from attn_course.course import data
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_equals_the_released_computation(mode):
+def test_equals_the_computation_of_pytorch_insight(mode):
     golden = data.golden("squeeze_excitation")
     names = {"fc.0": "reduce", "fc.2": "expand"}
     weights = {
