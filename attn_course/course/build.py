@@ -56,8 +56,8 @@ def build(root: Path, only: str = "") -> None:
             raise BuildError(f"{place} cannot be written to: nothing was done")
     # All of them are read before the first runs, so that a slip in the last one shows at once.
     wanted = {name: read_formatted(folder / f"{name}.ipynb") for name in [only or n for n in names]}
-    # Edited chapters first: they make the modules that others import.
-    for name in sorted(wanted, key=lambda name: (not edited(wanted[name]), name)):
+    # Edited chapters first, since others import the modules that they make; 00 makes none.
+    for name in sorted(wanted, key=lambda n: (not edited(wanted[n]), n.startswith("00_"), n)):
         build_chapter(folder / f"{name}.ipynb", wanted[name], always=bool(only))
 
 
