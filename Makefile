@@ -1,6 +1,7 @@
 # make lab         read the course in JupyterLab
 # make test        check everything: the package, every cell of every notebook, the pages
-# make notebooks   after an edit: sync notebooks and text twins, run, export, redraw the map
+# make copy        copy the notebooks to my_course/, for your own answers
+# make notebooks   after an edit: bring twins, notebooks and modules together, run what changed
 # make versions    test the modules on the pinned versions, then on the lowest that users may have
 # make chapter     start a new chapter: make chapter NAME=02_selective_kernel
 # make lint        formatting, lint and types
@@ -22,7 +23,7 @@ WRONG = $(shell "$(PYTHON)" -c "import sys; v = sys.version_info; \
 ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 SCREEN = $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname)))
 
-.PHONY: lab test notebooks versions chapter lint clean
+.PHONY: lab test copy notebooks versions chapter lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
@@ -31,11 +32,14 @@ lab: $(READY)
 test: $(READY)
 	$(BIN)/pytest --nbval --numprocesses 2 --dist loadfile  # a notebook is one file, run by one process
 
+copy:
+	@mkdir -p my_course
+	@for notebook in notebooks/*.ipynb; do \
+	  test -e my_course/$${notebook##*/} || cp $$notebook my_course/ || exit; done
+	@echo "Your copy is my_course/: open it with make lab. What was there already stays as it was."
+
 notebooks: $(READY)
-	$(BIN)/jupytext --sync notebooks/*.ipynb notebooks/text/*.md
-	$(BIN)/ruff format notebooks
-	$(BIN)/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
-	$(BIN)/jupytext --sync notebooks/*.ipynb
+	$(BIN)/python -m attn_course.course.build $(NAME)
 	$(BIN)/python -c "from attn_course.course import course_map, pictures; pictures.use_style(); \
 	  course_map.draw_course_map().savefig('docs/course_map.png')"
 

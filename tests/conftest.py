@@ -33,7 +33,36 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
+CHECKOUT = pytest.StashKey[list[str]]()
 MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM = "mjx-assistive-mml { display: none }"
+
+
+def checkout():
+    """What git sees: which files differ from the last commit, or are new, and how."""
+    commands = (["git", "status", "--porcelain"], ["git", "diff", "HEAD"])
+    return [
+        subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True
+        ).stdout
+        for command in commands
+    ]
+
+
+def pytest_sessionstart(session):
+    session.config.stash[CHECKOUT] = checkout()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """A test run that has written into the checkout fails; workers leave that to their head."""
+    if hasattr(session.config, "workerinput") or checkout() == session.config.stash[CHECKOUT]:
+        return
+    files = ", ".join(line.strip() for line in checkout()[0].splitlines())
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reporter.line(
+        f"\nthe checkout is not as it was: {files} (by a test, or by an editor?)", red=True
+    )
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @dataclass
