@@ -6,8 +6,7 @@ passed, and what would be valid. Most checks take arguments by name, so that the
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
 from reprlib import repr
 from typing import Any, get_args
 
@@ -18,9 +17,12 @@ _LARGEST_DIVISOR_LISTED = 1024
 
 
 def check_whole(least: int = 1, **numbers: Any) -> None:
-    """Requires whole numbers of at least `least`; those of numpy will do, and bools will not."""
+    """Requires whole numbers of at least `least`.
+
+    Those of numpy are refused as well: torch.compile and torch.fx stumble over them much later.
+    """
     for name, number in numbers.items():
-        if not isinstance(number, Integral) or isinstance(number, bool):
+        if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"{name} must be an int, got {_described(number)}")
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}")
@@ -109,7 +111,7 @@ def check_one_of(literal: Any, **choices: Any) -> None:
             raise ValueError(f"{name} must be one of {get_args(literal)}, got {choice!r}")
 
 
-def make_module(name: str, factory: Callable[..., nn.Module], *args: Any) -> nn.Module:
+def make_module(name: str, factory: Any, *args: Any) -> nn.Module:
     """Returns what a factory makes, the argument called `name`, and requires that to be a module.
 
     A module itself, or a function like `torch.sigmoid`, is the likely mistake.
@@ -171,11 +173,11 @@ def check_feature_map(x: Any, **channels: int) -> None:
     if is_traced(x):
         return
     _check_floating_point("x", x)
-    c_is_wrong = any(x.ndim > 1 and x.shape[1] != number for number in channels.values())
-    if x.ndim != 4 or c_is_wrong or x.shape[2] < 1 or x.shape[3] < 1:
-        c = "".join(f"c = {name}={number}, " for name, number in channels.items())
+    c_fits = x.ndim == 4 and all(x.shape[1] == number for number in channels.values())
+    if not c_fits or any(side < 1 for side in x.shape[1:]):
+        c = "".join(f"c = {name}={number}" for name, number in channels.items()) or "c >= 1"
         raise ValueError(
-            f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with {c}h >= 1 and w >= 1"
+            f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with {c}, h >= 1 and w >= 1"
         )
 
 
@@ -209,10 +211,10 @@ def check_batch_statistics(norm: nn.Module, x: Tensor, *, over: Sequence[int]) -
         return
     frozen = not norm.training and norm.running_mean is not None
     if not frozen and math.prod(x.shape[dim] for dim in over) < 2:
-        larger = " or a larger map" if len(over) > 1 else ""
+        larger = " or a larger map," if len(over) > 1 else ""
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, b={x.shape[0]} in training mode, where batch norm "
-            f"needs two values of each channel; pass b >= 2{larger}, or call eval()"
+            f"x has b={x.shape[0]} in training mode, where batch norm needs two values of each "
+            f"channel; pass b >= 2{larger} or call eval()"
         )
 
 
@@ -229,7 +231,7 @@ def _check_floating_point(name: str, x: Any) -> None:
 
 
 def _check_real(name: str, number: Any) -> None:
-    if not isinstance(number, Real) or isinstance(number, bool):
+    if not isinstance(number, int | float) or isinstance(number, bool):
         raise TypeError(f"{name} must be a float, got {_described(number)}")
 
 

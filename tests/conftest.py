@@ -1,4 +1,4 @@
-"""What several tests need: JupyterLab and a browser to read the notebooks in, and timm."""
+"""What several tests need: JupyterLab and a browser, timm, and the package as a user has it."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -140,3 +142,17 @@ def timm():
 
     yield timm
     del operators  # until here, since they vanish with the library
+
+
+@pytest.fixture(scope="session")
+def unchecked():
+    """Imports a module of the package as a user does, without the type checks of the tests."""
+
+    def load(file_name):
+        import attn_course
+
+        package = sys.modules.setdefault("plain", ModuleType("plain"))
+        package.__path__ = attn_course.__path__
+        return import_module(f"plain.{file_name}")
+
+    return load

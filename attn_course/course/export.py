@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,15 +81,13 @@ def module_source(notebook: Path) -> tuple[str, str]:
                 f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
                 "and the cells of the module need `#| export`"
             )
-        return modules[0].stem, format_source(modules[0].read_text(encoding="utf-8"))
+        text = modules[0].read_text(encoding="utf-8")
+        # nbdev makes imports from the package relative where they take one line; so do we the rest
+        return modules[0].stem, format_source(re.sub(r"(?m)^from attn_course\.", "from .", text))
 
 
 def format_source(source: str) -> str:
-    """Format Python text with the project's ruff settings, its own package imported relatively.
-
-    nbdev leaves the imports that fill several lines as they are.
-    """
-    source = source.replace("from attn_course.", "from .")
+    """Format Python text with the project's ruff settings."""
     command = [sys.executable, "-m", "ruff", "format", "--config", f"{ROOT}/pyproject.toml", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     if done.returncode:
