@@ -6,7 +6,7 @@ passed, and what would be valid. Most checks take arguments by name, so that the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr
 from typing import Any, get_args
 
@@ -128,6 +128,38 @@ def make_module(name: str, factory: Any, *args: Any) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise wrong
     return module
+
+
+def check_factory(**factories: Any) -> None:
+    """Requires classes or functions that make a module, not a module made already."""
+    for name, factory in factories.items():
+        if isinstance(factory, nn.Module) or not callable(factory):
+            raise TypeError(
+                f"{name} must be a class or a function that makes a module, "
+                f"got {_described(factory)}"
+            )
+
+
+def check_mapping(**mappings: Any) -> None:
+    """Requires mappings, such as dicts."""
+    for name, mapping in mappings.items():
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"{name} must be a mapping, got {_described(mapping)}")
+
+
+def check_state_dict(state_dict: Any) -> None:
+    """Requires a mapping of names to tensors; a model or a whole checkpoint is none."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict must be a mapping, got {_described(state_dict)}; pass what the model's "
+            "state_dict() returns"
+        )
+    for key, tensor in state_dict.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"state_dict must map names to tensors, got {_described(tensor)} for {key!r}; "
+                "pass what the model's state_dict() returns"
+            )
 
 
 def check_feature_map(x: Any, **channels: int) -> None:

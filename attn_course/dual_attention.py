@@ -54,7 +54,7 @@ def _mix_in_chunks(
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     again = partial(checkpoint, _mix, use_reentrant=False, preserve_rng_state=False)
     mix = again if recorded else _mix
-    return torch.cat([mix(part, k, v) for part in q.split(chunk, dim=2)], dim=2)  # (b, c, m)
+    return torch.cat([mix(part, k, v) for part in torch.split(q, chunk, dim=2)], dim=2)  # (b, c, m)
 
 
 # For torch.fx, which knows neither dtypes nor sizes, each of these is one step of the graph.
@@ -150,7 +150,8 @@ class ChannelAttention(nn.Module):
             code, the default. False takes the softmax of E, the paper's formula.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), any h and w. The result has the same shape. To trace this half by itself
+        with torch.fx, pass `concrete_args={"residual": None}`.
 
     Raises:
         TypeError: An argument has the wrong type.
