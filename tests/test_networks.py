@@ -1,10 +1,8 @@
 """The networks: what the papers print, every mechanism in every place, and honest errors."""
 
-import copy
 import importlib
 import inspect
 import itertools
-import shutil
 import sys
 from types import ModuleType
 
@@ -351,74 +349,6 @@ def test_the_docstring_names_every_option():
         assert f"    {option}: " in doc, option
     for name in ("resnet18", "resnext101_32x4d", *attn_course.networks.OPTIONS):
         assert name in inspect.getdoc(create_network), name
-
-
-@every_attention
-def test_channels_last(attention):
-    torch.manual_seed(0)
-    net = create_network("resnet18", attention, **SMALL).eval()
-    x = torch.randn(2, 3, 32, 32)
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = net(x)
-        actual = last(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("attention", ["se", "cbam", "sk", "mhsa", "da", "ea"])
-def test_compile_in_one_graph(attention):
-    torch.compiler.reset()
-    narrow = {"planes": (32, 32, 32, 32)} if attention != "da" else {}
-    options = {"attention_options": {"reduction": 4}} if attention in ("se", "cbam") else {}
-    net = without_shape_checks("resnet18", attention, **SMALL, **narrow, **options)
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    inductor = compiler and " " not in sys.prefix and attention == "se"
-    compiled = torch.compile(net, fullgraph=True, backend="inductor" if inductor else "aot_eager")
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("attention", ["se", "epsa", "ea"])
-def test_export_with_a_dynamic_batch(attention):
-    net = without_shape_checks("resnet18", attention, **SMALL)
-    axes = ({0: torch.export.Dim("b", min=2, max=64)},)
-    program = torch.export.export(net, (torch.randn(2, 3, 16, 16),), dynamic_shapes=axes)
-    x = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-4)
-
-
-@every_attention
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_torch_fx(name, attention):
-    net = without_shape_checks(name, attention, **SMALL)
-    traced = torch.fx.symbolic_trace(net)
-    for size in (16, 24):
-        x = torch.randn(2, 3, size, size)
-        with torch.no_grad():
-            torch.testing.assert_close(traced(x), net(x), rtol=1e-5, atol=1e-5)
-
-
-@every_attention
-def test_torchvisions_feature_extractor(timm, attention):
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    net = without_shape_checks("resnet50", attention, **SMALL)
-    extract = create_feature_extractor(net, {"layer2": "middle", "layer4": "last"})
-    x = torch.randn(2, 3, 16, 24)
-    with torch.no_grad():
-        maps, found = net.maps(x), extract(x)
-    torch.testing.assert_close(found, {"middle": maps[2], "last": maps[4]}, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", list_attentions())
-def test_torch_fx_traces_a_mechanism_by_itself(name):
-    torch.manual_seed(0)
-    module = plain_networks().create_attention(name, 64).eval()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    x = torch.randn(2, 64, 5, 6)
-    torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), module(x))
 
 
 def test_a_gate_of_one_changes_nothing():
