@@ -351,6 +351,39 @@ def test_the_docstring_names_every_option():
         assert name in inspect.getdoc(create_network), name
 
 
+@every_attention
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torch_fx(name, attention):
+    net = without_shape_checks(name, attention, **SMALL)
+    traced = torch.fx.symbolic_trace(net)
+    for size in (16, 24):
+        x = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            torch.testing.assert_close(traced(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+@every_attention
+def test_torchvisions_feature_extractor(timm, attention):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net = without_shape_checks("resnet50", attention, **SMALL)
+    extract = create_feature_extractor(net, {"layer2": "middle", "layer4": "last"})
+    x = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        maps, found = net.maps(x), extract(x)
+    torch.testing.assert_close(found, {"middle": maps[2], "last": maps[4]}, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_torch_fx_traces_a_mechanism_by_itself(name):
+    torch.manual_seed(0)
+    module = plain_networks().create_attention(name, 64).eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 64, 5, 6)
+    torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), module(x))
+
+
 def test_a_gate_of_one_changes_nothing():
     plain = create_network("resnet18", **SMALL).eval()
     gated = create_network("resnet18", SqueezeExcitation, **SMALL).eval()
