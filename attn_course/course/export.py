@@ -87,11 +87,7 @@ def module_source(notebook: Path) -> tuple[str, str]:
 
 
 def format_source(source: str) -> str:
-    """Format Python text with the project's ruff settings, its own package imported relatively.
-
-    nbdev leaves the imports that fill several lines as they are.
-    """
-    source = source.replace("from attn_course.", "from .")
+    """Format Python text with the project's ruff settings."""
     command = [sys.executable, "-m", "ruff", "format", "--config", f"{ROOT}/pyproject.toml", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     if done.returncode:
