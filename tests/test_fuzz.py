@@ -147,7 +147,7 @@ def resnet(draw, c):
         "planes": draw(st.sampled_from([(4, 4, 4, 4), [2, 4, 6, 8]])),
         "stem": draw(st.sampled_from(["imagenet", "small"])),
         "gate": draw(st.sampled_from([None, gate])),
-        "stages": draw(st.sampled_from([(), (1,), [2, 4], (1, 2, 3, 4)])),
+        "stages": draw(st.sampled_from([(1,), [2, 4], (1, 2, 3, 4)])),
         "head": draw(st.sampled_from([None, gate])),
         "head_width": draw(st.sampled_from([None, 6])),
         "bottleneck": bottleneck,

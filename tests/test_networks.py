@@ -1,10 +1,8 @@
 """The networks: what the papers print, every mechanism in every place, and honest errors."""
 
-import copy
 import importlib
 import inspect
 import itertools
-import shutil
 import sys
 from types import ModuleType
 
@@ -351,41 +349,6 @@ def test_the_docstring_names_every_option():
         assert f"    {option}: " in doc, option
     for name in ("resnet18", "resnext101_32x4d", *attn_course.networks.OPTIONS):
         assert name in inspect.getdoc(create_network), name
-
-
-@every_attention
-def test_channels_last(attention):
-    torch.manual_seed(0)
-    net = create_network("resnet18", attention, **SMALL).eval()
-    x = torch.randn(2, 3, 32, 32)
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = net(x)
-        actual = last(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("attention", ["se", "cbam", "sk", "mhsa", "da", "ea"])
-def test_compile_in_one_graph(attention):
-    torch.compiler.reset()
-    narrow = {"planes": (32, 32, 32, 32)} if attention != "da" else {}
-    options = {"attention_options": {"reduction": 4}} if attention in ("se", "cbam") else {}
-    net = without_shape_checks("resnet18", attention, **SMALL, **narrow, **options)
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    inductor = compiler and " " not in sys.prefix and attention == "se"
-    compiled = torch.compile(net, fullgraph=True, backend="inductor" if inductor else "aot_eager")
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("attention", ["se", "epsa", "ea"])
-def test_export_with_a_dynamic_batch(attention):
-    net = without_shape_checks("resnet18", attention, **SMALL)
-    axes = ({0: torch.export.Dim("b", min=2, max=64)},)
-    program = torch.export.export(net, (torch.randn(2, 3, 16, 16),), dynamic_shapes=axes)
-    x = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 @every_attention
