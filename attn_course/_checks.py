@@ -207,7 +207,8 @@ def check_batch_statistics(norm: nn.Module, x: Tensor, *, over: Sequence[int]) -
         x: What the module got.
         over: The dimensions of x whose values the norm compares.
     """
-    if is_traced(x) or not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+    # a tuple: the compiler of torch 2.8 knows no union of types
+    if is_traced(x) or not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return
     frozen = not norm.training and norm.running_mean is not None
     if not frozen and math.prod(x.shape[dim] for dim in over) < 2:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from golden import build
 
 STORED = sorted(path.stem for path in build.FOLDER.glob("*.npz"))
