@@ -1,7 +1,8 @@
 # make lab         read the course in JupyterLab
 # make test        check everything: the package, every cell of every notebook, the pages
 # make copy        copy the notebooks to my_course/, for your own answers
-# make notebooks   after an edit: bring twins, notebooks and modules together, run what changed
+# make notebooks   after an edit: bring twins, notebooks and modules together, run what changed;
+#                  or one in any case: make notebooks NAME=03_cbam
 # make versions    test the modules on the pinned versions, then on the lowest that users may have
 # make chapter     start a new chapter: make chapter NAME=02_selective_kernel
 # make lint        formatting, lint and types
@@ -39,7 +40,7 @@ copy:
 	@echo "Your copy is my_course/: open it with make lab. What was there already stays as it was."
 
 notebooks: $(READY)
-	$(BIN)/python -m attn_course.course.build $(NAME)
+	$(BIN)/python -m attn_course.course.build $(if $(filter command%,$(origin NAME)),$(NAME))
 	$(BIN)/python -c "from attn_course.course import course_map, pictures; pictures.use_style(); \
 	  course_map.draw_course_map().savefig('docs/course_map.png')"
 

@@ -39,6 +39,8 @@ MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM = "mjx-assistive-mml { display: none }"
 
 def checkout():
     """What git sees: which files differ from the last commit, or are new, and how."""
+    if not shutil.which("git"):
+        return ["", ""]
     commands = (["git", "status", "--porcelain"], ["git", "diff", "HEAD"])
     return [
         subprocess.run(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -414,6 +413,7 @@ def test_a_cell_that_fails_leaves_everything_as_it_was(project, twin):
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows cannot limit the size of a file")
     path = tmp_path / "module.py"
     path.write_text("x = 1\n")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -435,6 +435,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_at_once(project, monkeypatc
     assert not ran(capsys)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
 def test_a_terminated_build_stops_its_kernel_and_writes_nothing(project, twin):
     pid = project.parent / "pid"
     cell = f"import os, time\n\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
@@ -444,8 +445,16 @@ def test_a_terminated_build_stops_its_kernel_and_writes_nothing(project, twin):
     wait_until(lambda: pid.exists() and pid.read_text())
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0
-    wait_until(lambda: not Path(f"/proc/{pid.read_text()}").exists())
+    wait_until(lambda: not is_alive(int(pid.read_text())))
     assert files(project) == before
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_until(holds, seconds=60):
