@@ -1,5 +1,6 @@
 """What several tests need: JupyterLab and a browser, timm, and the package as a user has it."""
 
+import base64
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +18,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+import matplotlib
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, configuration, settings
@@ -35,6 +38,32 @@ SETTINGS = {
 }
 CHECKOUT = pytest.StashKey[list[str]]()
 MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM = "mjx-assistive-mml { display: none }"
+# A window in which notebook and contents stand side by side, and a small laptop's.
+WINDOWS = [{"width": 1280, "height": 1120}, {"width": 1152, "height": 864}]
+
+
+def wide_fonts():
+    """CSS that shows all text in DejaVu, which matplotlib brings: no machine's own font counts.
+
+    Its letters are about the widest and tallest of all fonts for the screen, and MathJax scales
+    formulas to the letters around them: what fits here fits elsewhere.
+    """
+    folder = Path(matplotlib.get_data_path(), "fonts/ttf")
+    faces = [("Wide", "", "normal"), ("Wide", "-Bold", "bold"), ("WideMono", "Mono", "normal")]
+    css = ":root, body"
+    css += " { --jp-ui-font-family: Wide !important; --jp-content-font-family: Wide !important;"
+    css += " --jp-code-font-family: WideMono !important }"
+    for family, variant, weight in faces:
+        font = base64.b64encode((folder / f"DejaVuSans{variant}.ttf").read_bytes()).decode()
+        css += f"@font-face {{ font-family: {family}; font-weight: {weight};"
+        css += f" src: url(data:font/ttf;base64,{font}) }}"
+    return css
+
+
+def install_originals():
+    """The command of .ci/run that installs the networks to compare with."""
+    script = (Path(__file__).parents[1] / ".ci/run").read_text()
+    return re.search(r"^\S+ -m pip install .*timm.*$", script, re.MULTILINE)[0]
 
 
 def checkout():
@@ -113,15 +142,17 @@ def lab(course_copy):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium that can look up no other host; a laptop's window."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    """Headless Chromium that can look up no other host; the first of the windows."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt"
+    )
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium found: install Debian's chromium, or Google Chrome")
+        pytest.skip("no Chromium: apt install chromium fonts-noto-cjk, or install Google Chrome")
     offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=chromium, args=[offline])
-        yield chromium.new_context(viewport={"width": 1280, "height": 1120})
+        yield chromium.new_context(viewport=WINDOWS[0])
         chromium.close()
 
 
@@ -136,7 +167,10 @@ def read(browser, lab, course_copy):
         reading = Reading(page, course_copy / "notebooks" / name, theme, heard=[])
         listen(page, reading.heard)
         page.goto(f"{lab}/lab/tree/notebooks/{name}?token=reader&reset")
-        page.add_style_tag(content=MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM)
+        page.add_style_tag(content=MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM + wide_fonts())
+        page.evaluate(
+            "Promise.all(['', 'bold'].map(weight => document.fonts.load(`${weight} 1em Wide`)))"
+        )
         page.wait_for_selector(".jp-Notebook-cell, .jp-Dialog", timeout=60_000)
         if not page.locator(".jp-Dialog").count():  # which would be in the way
             page.click("[data-id=table-of-contents]")
@@ -165,7 +199,7 @@ def timm():
     """timm, which skips the test where it is not installed; installed but broken is an error."""
     for name in ("timm", "torchvision"):
         if find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: see .ci/run for the versions")
+            pytest.skip(f"{name} is not installed: {install_originals()}")
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
@@ -197,3 +231,13 @@ def unchecked():
         return import_module(f"plain.{file_name}")
 
     return load
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was skipped and why, so that no machine passes in silence for want of a program."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[-1].removeprefix("Skipped: ") for report in reports)
+    if reasons:
+        terminalreporter.section("skipped, and what would run it")
+    for reason, number in reasons.most_common():
+        terminalreporter.line(f"{number} skipped: {reason}")
