@@ -162,6 +162,13 @@ def check_state_dict(state_dict: Any) -> None:
             )
 
 
+def check_tensor(**tensors: Any) -> None:
+    """Requires tensors; what torch.fx puts in their place to trace passes."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) and not is_traced(tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {_described(tensor)}")
+
+
 def check_feature_map(x: Any, **channels: int) -> None:
     """Requires a floating-point feature map (b, c, h, w) with at least one position.
 
@@ -225,8 +232,7 @@ def is_traced(x: Any) -> bool:
 
 
 def _check_floating_point(name: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {_described(x)}")
+    check_tensor(**{name: x})
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}")
 
