@@ -1,6 +1,9 @@
 # make lab         read the course in JupyterLab
 # make test        check everything: the package, every cell of every notebook, the pages
-# make notebooks   after an edit: sync notebooks and text twins, run, export, redraw the map
+# make copy        copy the notebooks to my_course/, for your own answers
+# make notebooks   after an edit: bring twins, notebooks and modules together, run what changed;
+#                  or one in any case: make notebooks NAME=03_cbam
+# make versions    test the modules on the pinned versions, then on the lowest that users may have
 # make chapter     start a new chapter: make chapter NAME=02_selective_kernel
 # make lint        formatting, lint and types
 # make clean       forget the environment and every cache
@@ -9,6 +12,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
+LOWEST = .venv-lowest
 
 # What is wrong with $(PYTHON), in one line, or nothing. Any Python, however old, can run this.
 WRONG = $(shell "$(PYTHON)" -c "import sys; v = sys.version_info; \
@@ -20,7 +24,7 @@ WRONG = $(shell "$(PYTHON)" -c "import sys; v = sys.version_info; \
 ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 SCREEN = $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname)))
 
-.PHONY: lab test notebooks chapter lint clean
+.PHONY: lab test copy notebooks versions chapter lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
@@ -29,13 +33,22 @@ lab: $(READY)
 test: $(READY)
 	$(BIN)/pytest --nbval --numprocesses 2 --dist loadfile  # a notebook is one file, run by one process
 
+copy:
+	@mkdir -p my_course
+	@for notebook in notebooks/*.ipynb; do \
+	  test -e my_course/$${notebook##*/} || cp $$notebook my_course/ || exit; done
+	@echo "Your copy is my_course/: open it with make lab. What was there already stays as it was."
+
 notebooks: $(READY)
-	$(BIN)/jupytext --sync notebooks/*.ipynb notebooks/text/*.md
-	$(BIN)/ruff format notebooks
-	$(BIN)/jupyter nbconvert --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
-	$(BIN)/jupytext --sync notebooks/*.ipynb
+	$(BIN)/python -m attn_course.course.build $(if $(filter command%,$(origin NAME)),$(NAME))
 	$(BIN)/python -c "from attn_course.course import course_map, pictures; pictures.use_style(); \
 	  course_map.draw_course_map().savefig('docs/course_map.png')"
+
+MODULE_TESTS = $(wildcard tests/test_contract.py tests/test_uses.py tests/test_compilers.py \
+  $(patsubst attn_course/%.py,tests/test_%.py,$(wildcard attn_course/*.py)))
+
+versions: $(READY) $(LOWEST)/ready
+	for bin in $(BIN) $(LOWEST)/bin; do $$bin/python -m pytest $(MODULE_TESTS) || exit 1; done
 
 chapter: $(READY)
 	$(BIN)/python -m attn_course.course.chapter $(NAME)
@@ -46,7 +59,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .*_cache
+	rm -rf .venv $(LOWEST) build dist *.egg-info .*_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # The environment is made again only when a version changes.
@@ -56,4 +69,13 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -r requirements.txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements
+	@touch $@
+
+# What the package needs in the lowest version of its range, and the tests' tools as pinned.
+$(LOWEST)/ready: requirements.txt pyproject.toml
+	$(if $(WRONG),$(error $(WRONG)))
+	"$(PYTHON)" -m venv $(LOWEST)
+	grep '^dependencies' pyproject.toml | grep -oE '[a-z]+>=[0-9.]+' | sed 's/>=/==/' > $(LOWEST)/lowest
+	grep -vE '^(torch|jaxtyping)==' requirements.txt >> $(LOWEST)/lowest
+	$(LOWEST)/bin/python -m pip install -r $(LOWEST)/lowest
 	@touch $@

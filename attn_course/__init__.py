@@ -10,6 +10,8 @@ from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CBAM",
     "DualAttention",

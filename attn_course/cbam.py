@@ -6,12 +6,21 @@
 __all__ = ["Order", "ChannelAttention", "SpatialAttention", "Gates", "CBAM"]
 
 # %% ../notebooks/03_cbam.ipynb #2d6a8256
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ._checks import (
+    check_feature_map,
+    check_flag,
+    check_odd,
+    check_one_of,
+    check_reduction,
+    is_traced,
+)
 
 
 # %% ../notebooks/03_cbam.ipynb #42d47904
@@ -38,23 +47,16 @@ class ChannelAttention(nn.Module):
         reduction: The hidden layer has c / r units, rounded down. 16 is the paper's choice.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape.
 
     Raises:
-        ValueError: The hidden layer would be empty, or x has another number of channels.
+        TypeError: An argument has the wrong type, or x is not a floating-point tensor.
+        ValueError: The hidden layer would be empty, or x has the wrong shape.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels} is no number of channels; pass channels >= 1")
-        if reduction < 1:
-            raise ValueError(f"reduction={reduction} widens the hidden layer; pass reduction >= 1")
-        if reduction > channels:
-            raise ValueError(
-                f"reduction={reduction} leaves no hidden channel for channels={channels}; "
-                f"pass reduction <= {channels}"
-            )
+        check_reduction(reduction, channels=channels)
         self.channels = channels
         self.reduce = nn.Linear(channels, channels // reduction)  # W₁, b₁
         self.expand = nn.Linear(channels // reduction, channels)  # W₂, b₂
@@ -64,14 +66,11 @@ class ChannelAttention(nn.Module):
         return x * self.attention(x)  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
-        """Returns the gate s: one number for each picture and channel."""
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with c = channels={self.channels}"
-            )
+        """Returns the gate s: one number for each image and channel."""
+        check_feature_map(x, channels=self.channels)
         z = torch.stack([x.mean((2, 3)), _maximum(x, (2, 3)).flatten(1)])  # (2, b, c)
         hidden = self.reduce(z).relu()  # (2, b, c / r)
-        scores: Float[Tensor, "b c"] = self.expand(hidden).sum(0)
+        scores = self.expand(hidden).sum(0)  # (b, c)
         return scores.sigmoid()[:, :, None, None]  # (b, c, 1, 1)
 
 
@@ -91,33 +90,32 @@ class SpatialAttention(nn.Module):
             paper's equation has none; the convolution then has a bias in its place.
 
     Shape:
-        x: (b, c, h, w), any c, h and w. The result has the same shape. One picture of one position
-            has a single score, which has no spread: BN then uses its running statistics, as in
-            evaluation, and leaves them as they are.
+        x: (b, c, h, w), c, h and w at least 1. The result has the same shape. One image of one
+            position has a single score, which has no spread: BN then uses its running statistics,
+            as in evaluation, and leaves them as they are.
 
     Raises:
-        ValueError: The kernel size is even or not positive, or x has not four dimensions.
+        TypeError: An argument has the wrong type, or x is not a floating-point tensor.
+        ValueError: The kernel size is even or not positive, or x has the wrong shape.
     """
 
     def __init__(self, kernel_size: int = 7, *, batch_norm: bool = True) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f"kernel_size={kernel_size} has no position in its middle; pass an odd one, like 7"
-            )
-        self.conv = nn.Conv2d(  # K
-            2, 1, kernel_size, padding=kernel_size // 2, bias=not batch_norm
-        )
+        check_odd(kernel_size=kernel_size)
+        check_flag(batch_norm=batch_norm)
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, bias=not batch_norm)  # K
         self.norm = nn.BatchNorm2d(1, momentum=0.01) if batch_norm else None
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Weights each position of x by its gate."""
-        return x * self.attention(x)  # (b, c, h, w)
+    def forward(
+        self, x: Float[Tensor, "b c h w"], seen: Float[Tensor, "b c h w"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Weights each position of x by its gate, computed from `seen`, by default x itself."""
+        return x * self.attention(x if seen is None else seen)  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Returns the gate m: one number for each picture and position."""
-        if x.ndim != 4:
-            raise ValueError(f"x has shape {tuple(x.shape)}; pass (b, c, h, w)")
+        """Returns the gate m: one number for each image and position."""
+        check_feature_map(x)
         # With `stack`, torch.compile fails where h and w are unknown (pytorch issue 185510).
         p = torch.cat([_maximum(x, (1,)), x.mean(1, keepdim=True)], dim=1)  # (b, 2, h, w)
         scores = self._normalise(self.conv(p))  # (b, 1, h, w)
@@ -128,12 +126,12 @@ class SpatialAttention(nn.Module):
         norm = self.norm
         if norm is None:
             return scores
-        if self.training and scores.numel() == 1:  # one number has no spread of its own
+        # One number has no spread of its own. A graph of torch.fx is for any number of them.
+        if norm.training and not is_traced(scores) and scores.numel() == 1:
             return F.batch_norm(
                 scores, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
             )
-        normalised: Float[Tensor, "b 1 h w"] = norm(scores)
-        return normalised
+        return norm(scores)  # (b, 1, h, w)
 
 
 # %% ../notebooks/03_cbam.ipynb #1e33bcab
@@ -166,10 +164,11 @@ class CBAM(nn.Module):
             from m · x. "parallel" computes both from x.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape.
 
     Raises:
-        ValueError: An argument is out of range, or x has another number of channels.
+        TypeError: An argument has the wrong type, or x is not a floating-point tensor.
+        ValueError: An argument is out of range, or x has the wrong shape.
     """
 
     def __init__(
@@ -182,22 +181,18 @@ class CBAM(nn.Module):
         order: Order = "channel-spatial",
     ) -> None:
         super().__init__()
-        if order not in get_args(Order):
-            raise ValueError(f"order={order!r} is no order; pass one of {get_args(Order)}")
+        check_one_of(Order, order=order)
         self.order = order
         self.channel = ChannelAttention(channels, reduction)
         self.spatial = SpatialAttention(kernel_size, batch_norm=batch_norm)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Weights the channels and the positions of x by their gates."""
-        out: Float[Tensor, "b c h w"]
         if self.order == "channel-spatial":
-            out = self.spatial(self.channel(x))
-        elif self.order == "spatial-channel":
-            out = self.channel(self.spatial(x))
-        else:
-            out = x * self.channel.attention(x) * self.spatial.attention(x)
-        return out
+            return self.spatial(self.channel(x))
+        if self.order == "spatial-channel":
+            return self.channel(self.spatial(x))
+        return self.spatial(self.channel(x), seen=x)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Gates:
         """Returns both gates: s for the channels (b, c, 1, 1), m for the positions (b, 1, h, w)."""

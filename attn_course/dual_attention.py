@@ -6,10 +6,21 @@
 __all__ = ["PositionAttention", "ChannelAttention", "DualAttention", "DualAttentionHead"]
 
 # %% ../notebooks/07_dual_attention.ipynb #a6b64919
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ._checks import (
+    check_feature_map,
+    check_flag,
+    check_probability,
+    check_reduction,
+    check_whole,
+)
+from ._precision import wide_dtype
 
 
 # %% ../notebooks/07_dual_attention.ipynb #6040786d
@@ -18,11 +29,10 @@ def _scores(a: Float[Tensor, "b m d"], k: Float[Tensor, "b n d"]) -> Float[Tenso
 
     Scores are large sums; a softmax of rounded ones would be wrong, of infinite ones NaN.
     """
-    wide = torch.promote_types(a.dtype, torch.float32)
+    wide = wide_dtype(a)
     a, k = a.to(wide), k.to(wide)  # (b, m, d), (b, n, d)
-    if not torch.amp.is_autocast_available(a.device.type):  # the meta device, for one
-        return a @ k.mT  # (b, m, n)
-    with torch.autocast(a.device.type, enabled=False):
+    device = "cpu" if a.is_meta else a.device.type  # the meta device knows no autocast
+    with torch.autocast(device, enabled=False):
         return a @ k.mT  # (b, m, n)
 
 
@@ -34,11 +44,22 @@ def _mix(
     return v @ s.mT  # (b, c, m)
 
 
-def _check(x: Tensor, channels: int) -> None:
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with c = channels={channels}"
-        )
+def _mix_in_chunks(
+    q: Float[Tensor, "b d m"], k: Float[Tensor, "b d n"], v: Float[Tensor, "b c n"], chunk: int
+) -> Float[Tensor, "b c m"]:
+    """Returns what `_mix` does; if there are many queries, `chunk` of them ask at a time."""
+    m = q.shape[2]
+    if torch.compiler.is_compiling() or m <= 4 * chunk:  # a graph serves any number of queries
+        return _mix(q, k, v)  # (b, c, m)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    again = partial(checkpoint, _mix, use_reentrant=False, preserve_rng_state=False)
+    mix = again if recorded else _mix
+    return torch.cat([mix(part, k, v) for part in torch.split(q, chunk, dim=2)], dim=2)  # (b, c, m)
+
+
+# For torch.fx, which knows neither dtypes nor sizes, each of these is one step of the graph.
+torch.fx.wrap("_scores")
+torch.fx.wrap("_mix_in_chunks")
 
 
 # %% ../notebooks/07_dual_attention.ipynb #68d63ded
@@ -58,29 +79,21 @@ class PositionAttention(nn.Module):
         reduction: Queries and keys are c / r wide, rounded down. 8 is the released code's choice.
         chunk: How many positions ask at a time, if there are more than four times as many. The
             memory grows with chunk · n then, not with n · n, and the result does not depend on
-            it. An export with dynamic sizes asks all at once.
+            it. `torch.compile` and `torch.export` ask all at once, so that one graph serves all
+            sizes. The gradients of `torch.func` refuse chunks; for them pass chunk >= n / 4.
 
     Shape:
         x: (b, c, h, w), any h and w. The result has the same shape.
 
     Raises:
-        ValueError: Queries and keys would be empty, chunk is no number of positions, or x has
-            another number of channels.
+        TypeError: An argument has the wrong type.
+        ValueError: Queries and keys would be empty, chunk is less than 1, or x does not fit.
     """
 
     def __init__(self, channels: int, reduction: int = 8, *, chunk: int = 256) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels} is no number of channels; pass channels >= 1")
-        if reduction < 1:
-            raise ValueError(f"reduction={reduction} widens the queries; pass reduction >= 1")
-        if reduction > channels:
-            raise ValueError(
-                f"reduction={reduction} leaves queries of width 0 for channels={channels}; "
-                f"pass reduction <= {channels}"
-            )
-        if chunk < 1:
-            raise ValueError(f"chunk={chunk} is no number of positions; pass chunk >= 1")
+        check_reduction(reduction, channels=channels)
+        check_whole(chunk=chunk)
         self.channels = channels
         self.chunk = chunk
         self.query = nn.Conv2d(channels, channels // reduction, 1)  # W_q, b_q
@@ -94,19 +107,11 @@ class PositionAttention(nn.Module):
 
     def mixed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Returns the values, mixed: what each position gathers from all."""
-        _check(x, self.channels)
+        check_feature_map(x, channels=self.channels)
         q = self.query(x).flatten(2)  # (b, c / r, n)
         k = self.key(x).flatten(2)  # (b, c / r, n)
         v = self.value(x).flatten(2)  # (b, c, n)
-        n = q.shape[2]
-        if not isinstance(n, int) or n <= 4 * self.chunk:  # a symbol cannot be cut into chunks
-            gathered = _mix(q, k, v)  # (b, c, n)
-        else:
-            parts = [
-                checkpoint(_mix, part, k, v, use_reentrant=False, preserve_rng_state=False)
-                for part in q.split(self.chunk, dim=2)
-            ]
-            gathered = torch.cat(parts, dim=2)  # (b, c, n)
+        gathered = _mix_in_chunks(q, k, v, self.chunk)  # (b, c, n)
         return torch.unflatten(gathered, 2, x.shape[2:])  # (b, c, h, w)
 
     def attention(
@@ -119,7 +124,7 @@ class PositionAttention(nn.Module):
             queries: Which positions ask, as row · w + column. By default all do; then the result
                 is the matrix that `forward` takes care not to store.
         """
-        _check(x, self.channels)
+        check_feature_map(x, channels=self.channels)
         q = self.query(x).flatten(2)  # (b, c / r, n)
         k = self.key(x).flatten(2)  # (b, c / r, n)
         if queries is not None:
@@ -145,23 +150,27 @@ class ChannelAttention(nn.Module):
             code, the default. False takes the softmax of E, the paper's formula.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), any h and w. The result has the same shape. To trace this half by itself
+        with torch.fx, pass `concrete_args={"residual": None}`.
 
     Raises:
-        ValueError: There is no channel, or x has another number of channels.
+        TypeError: An argument has the wrong type.
+        ValueError: channels is less than 1, or x does not fit.
     """
 
     def __init__(self, channels: int, *, dissimilar: bool = True) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels} is no number of channels; pass channels >= 1")
+        check_whole(channels=channels)
+        check_flag(dissimilar=dissimilar)
         self.channels = channels
         self.dissimilar = dissimilar
         self.beta = nn.Parameter(torch.zeros(1))  # β: (1,)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Adds to each channel what it has gathered, scaled."""
-        return x + self.beta * self.mixed(x)  # (b, c, h, w)
+    def forward(
+        self, x: Float[Tensor, "b c h w"], residual: Float[Tensor, "b c h w"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Adds what each channel has gathered, scaled, to x, or to `residual` instead."""
+        return (x if residual is None else residual) + self.beta * self.mixed(x)  # (b, c, h, w)
 
     def mixed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Returns the channels, mixed: what each channel gathers from all."""
@@ -170,7 +179,7 @@ class ChannelAttention(nn.Module):
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c c"]:
         """Returns the weights a: in row k, how much channel k takes from each channel."""
-        _check(x, self.channels)
+        check_feature_map(x, channels=self.channels)
         rows = x.flatten(2)  # (b, c, n)
         energy = _scores(rows, rows)  # E: (b, c, c)
         if self.dissimilar:
@@ -201,8 +210,8 @@ class DualAttention(nn.Module):
         x: (b, c, h, w), any h and w. The result has the same shape.
 
     Raises:
-        ValueError: Queries and keys would be empty, chunk is no number of positions, or x has
-            another number of channels.
+        TypeError: An argument has the wrong type.
+        ValueError: Queries and keys would be empty, chunk is less than 1, or x does not fit.
     """
 
     def __init__(
@@ -214,9 +223,8 @@ class DualAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Adds to x what its positions and its channels have gathered, each scaled."""
-        places = self.position.alpha * self.position.mixed(x)  # (b, c, h, w)
-        channels = self.channel.beta * self.channel.mixed(x)  # (b, c, h, w)
-        return x + places + channels  # (b, c, h, w)
+        places = self.position(x)  # x + α · …: (b, c, h, w)
+        return self.channel(x, residual=places)  # (b, c, h, w)
 
     def attention(
         self, x: Float[Tensor, "b c h w"]
@@ -249,14 +257,19 @@ class DualAttentionHead(nn.Module):
         dissimilar: As in ChannelAttention.
         dropout: Share of channels that is dropped in training; 0.1 in the released code.
         chunk: How many positions ask at a time; see PositionAttention.
+        auxiliary: Whether two more classifiers, `position_classifier` and `channel_classifier`,
+            score each half alone, so that each half has a loss of its own in training. The
+            released code and its weights have them.
 
     Shape:
-        x: (b, c, h, w). The result is (b, num_classes, h, w). In training mode batch norm needs
-        more than one position in the batch.
+        x: (b, c, h, w). The result is (b, num_classes, h, w), and with `auxiliary`, in training
+        and in evaluation, three of them: from both halves, the positions, the channels. In
+        training mode batch norm needs more than one position in the batch.
 
     Raises:
-        ValueError: There would be no class, no channel or no query, chunk is no number of
-            positions, or x has another number of channels.
+        TypeError: An argument has the wrong type.
+        ValueError: There would be no class, no channel or no query, dropout is not in [0, 1),
+            chunk is less than 1, or x does not fit.
     """
 
     def __init__(
@@ -269,19 +282,18 @@ class DualAttentionHead(nn.Module):
         dissimilar: bool = True,
         dropout: float = 0.1,
         chunk: int = 256,
+        auxiliary: bool = False,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(
-                f"num_classes={num_classes} is no number of classes; pass num_classes >= 1"
-            )
+        check_whole(channels=channels, num_classes=num_classes)
         if width is None:
+            check_whole(least=4, channels=channels)
             width = channels // 4
-        if width < 1:
-            raise ValueError(
-                f"width={width} leaves no channel for channels={channels}; pass width >= 1"
-            )
+        check_reduction(reduction, width=width)
+        check_probability(dropout=dropout)
+        check_flag(auxiliary=auxiliary)
         self.channels = channels
+        self.auxiliary = auxiliary
         self.position_in = _conv_norm(channels, width)
         self.position = PositionAttention(width, reduction, chunk=chunk)
         self.position_out = _conv_norm(width, width)
@@ -290,30 +302,22 @@ class DualAttentionHead(nn.Module):
         self.channel_out = _conv_norm(width, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
-        self.position_classifier = nn.Conv2d(width, num_classes, 1)
-        self.channel_classifier = nn.Conv2d(width, num_classes, 1)
+        if auxiliary:
+            self.position_classifier = nn.Conv2d(width, num_classes, 1)
+            self.channel_classifier = nn.Conv2d(width, num_classes, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
-        """Returns the scores of the classes, from both halves together."""
-        places, channels = self._halves(x)
-        scores: Float[Tensor, "b k h w"] = self.classifier(self.dropout(places + channels))
-        return scores
-
-    def all_scores(
+    def forward(
         self, x: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k h w"], Float[Tensor, "b k h w"]]:
-        """Returns three times scores, for a loss on each: of both halves, places, channels."""
-        places, channels = self._halves(x)
+    ) -> Float[Tensor, "b k h w"] | tuple[Float[Tensor, "b k h w"], ...]:
+        """Returns the scores of the classes from both halves, and with `auxiliary` from each."""
+        check_feature_map(x, channels=self.channels)
+        places = self.position_out(self.position(self.position_in(x)))  # (b, width, h, w)
+        channels = self.channel_out(self.channel(self.channel_in(x)))  # (b, width, h, w)
+        scores = self.classifier(self.dropout(places + channels))  # (b, num_classes, h, w)
+        if not self.auxiliary:
+            return scores
         return (
-            self.classifier(self.dropout(places + channels)),  # (b, num_classes, h, w)
+            scores,
             self.position_classifier(self.dropout(places)),  # (b, num_classes, h, w)
             self.channel_classifier(self.dropout(channels)),  # (b, num_classes, h, w)
         )
-
-    def _halves(
-        self, x: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b c2 h w"], Float[Tensor, "b c2 h w"]]:
-        _check(x, self.channels)
-        places = self.position_out(self.position(self.position_in(x)))  # (b, width, h, w)
-        channels = self.channel_out(self.channel(self.channel_in(x)))  # (b, width, h, w)
-        return places, channels

@@ -13,6 +13,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._checks import (
+    check_divides,
+    check_flag,
+    check_probability,
+    check_tokens,
+    is_traced,
+)
+
 
 # %% ../notebooks/06_multi_head_self_attention.ipynb #e57958d5
 class MultiHeadSelfAttention(nn.Module):
@@ -38,8 +46,8 @@ class MultiHeadSelfAttention(nn.Module):
             `torch.nn.MultiheadAttention`; the paper drops elsewhere, after the layer.
 
     Shape:
-        x: (b, n, d), any n. The result has the same shape.
-        keys, values: (b, m, d), for cross attention. Keys default to x, values to the keys.
+        x: (b, n, d), n >= 1. The result has the same shape.
+        keys, values: (b, m, d), m >= 1, for cross attention. Keys default to x, values to the keys.
         mask: (n, m) or (b, h, n, m), where each of the four may be 1. Boolean: True is a key that
             may be attended to, as in `scaled_dot_product_attention`, and False is hidden.
             Floating point: added to the scores. A row that hides every key has weights 0, so that
@@ -50,24 +58,24 @@ class MultiHeadSelfAttention(nn.Module):
             tokens = x.flatten(2).mT  # (b, height · width, c)
             x = tokens.mT.unflatten(2, (height, width))  # (b, c, height, width)
 
+    PyTorch's fused kernels have no second derivative. To differentiate twice, call the module under
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, which keeps all n · m weights. torch.fx makes
+    an input of every argument: to trace the module by itself, pass `symbolic_trace` what is left
+    out, as `concrete_args={"keys": None, "values": None, "mask": None}`.
+
     Raises:
-        ValueError: The heads do not divide the channels, dropout is no probability below 1, or
-            tokens or mask have a shape or type that does not fit.
+        TypeError: An argument has the wrong type, or the tokens are not floating point.
+        ValueError: The heads do not divide the channels, dropout is not in [0, 1), or tokens or
+            mask have a shape or type that does not fit.
     """
 
     def __init__(
         self, channels: int, num_heads: int = 8, *, bias: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels} is no width of a token; pass channels >= 1")
-        if num_heads < 1 or channels % num_heads:
-            fitting = [number for number in range(1, channels + 1) if channels % number == 0]
-            raise ValueError(
-                f"num_heads={num_heads} does not divide channels={channels}; pass one of {fitting}"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is no probability below 1; pass 0 <= dropout < 1")
+        check_divides("num_heads", num_heads, channels=channels)
+        check_flag(bias=bias)
+        check_probability(dropout=dropout)
         self.channels = channels
         self.num_heads = num_heads
         self.dropout = dropout
@@ -101,8 +109,7 @@ class MultiHeadSelfAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)  # (b, h, n, d / h)
         if seen is not None:
             mixed = mixed * seen  # (b, h, n, d / h)
-        out: Float[Tensor, "b n d"] = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # (b, n, d)
 
     def attention(
         self,
@@ -121,13 +128,12 @@ class MultiHeadSelfAttention(nn.Module):
         else:
             (q,), (k,) = self._project(x, 0, 1), self._project(keys, 1, 2)  # (b, h, m, d / h)
         mask, seen = self._open(mask, q, k)
-        scores: Float[Tensor, "b h n m"] = (q / math.sqrt(q.shape[3])) @ k.mT
+        scores = (q / math.sqrt(q.shape[3])) @ k.mT  # (b, h, n, m)
         if mask is None or seen is None:
             return scores.softmax(3)  # (b, h, n, m)
         boolean = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, -math.inf) if boolean else scores + mask
-        weights: Float[Tensor, "b h n m"] = scores.softmax(3) * seen
-        return weights
+        return scores.softmax(3) * seen  # (b, h, n, m)
 
     def _project(
         self, tokens: Float[Tensor, "b n d"], first: int, end: int
@@ -163,23 +169,21 @@ class MultiHeadSelfAttention(nn.Module):
         return mask.masked_fill(~seen, 0.0), seen
 
     def _check(self, x: Tensor, keys: Tensor | None, values: Tensor | None) -> None:
-        """Raises a ValueError unless all have the module's width and fit together."""
+        """Requires that all have the module's width and fit together."""
         if values is not None and keys is None:
             raise ValueError("values are passed without keys; pass both, or keys alone")
         for name, tokens in (("x", x), ("keys", keys), ("values", values)):
             if tokens is None:
                 continue
-            shape = tuple(tokens.shape)
-            if tokens.ndim != 3 or shape[2] != self.channels:
+            check_tokens(tokens, self.channels, name)
+            if not is_traced(tokens) and tokens.shape[0] != x.shape[0]:
                 raise ValueError(
-                    f"{name} has shape {shape}; pass (b, n, d) with d = channels={self.channels}, "
-                    "for a feature map x: x.flatten(2).mT"
+                    f"{name} has shape {tuple(tokens.shape)}; pass as many images as x, "
+                    f"{x.shape[0]}"
                 )
-            if shape[0] != x.shape[0]:
-                raise ValueError(
-                    f"{name} has shape {shape}; pass as many pictures as x, {x.shape[0]}"
-                )
-        if keys is not None and values is not None and keys.shape[1] != values.shape[1]:
+        if keys is None or values is None or is_traced(keys):
+            return
+        if keys.shape[1] != values.shape[1]:
             raise ValueError(
                 f"keys have m={keys.shape[1]} tokens and values m={values.shape[1]}; pass one "
                 "value for each key"

@@ -24,7 +24,7 @@ __all__ = [
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -32,6 +32,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._checks import (
+    check_each_whole,
+    check_factory,
+    check_feature_map,
+    check_flag,
+    check_mapping,
+    check_one_of,
+    check_state_dict,
+    check_whole,
+)
 from .cbam import CBAM
 from .dual_attention import DualAttention
 from .external_attention import ExternalAttention
@@ -54,26 +64,31 @@ class PositionsAsTokens(nn.Module):
     Shape:
         x: (b, c, h, w). The result is (b, c, h_out, w_out), with h and w divided by the stride
         and rounded up, as a 3 × 3 convolution would leave them.
+
+    PyTorch's older ONNX exporter (`dynamo=False`) does not know `.mT`; the present one exports it.
     """
 
     def __init__(self, tokens: nn.Module, stride: int = 1) -> None:
         super().__init__()
-        if stride < 1:
-            raise ValueError(f"stride={stride} leads nowhere; pass stride >= 1")
+        check_whole(stride=stride)
         self.tokens = tokens
         self.stride = stride
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_out w_out"]:
         """Mixes the positions of x, and pools the result."""
-        mixed = self.tokens(x.flatten(2).mT)  # (b, h · w, c)
+        mixed = self.tokens(self._positions(x))  # (b, h · w, c)
         out = mixed.mT.unflatten(2, x.shape[2:])  # (b, c, h, w)
         return F.avg_pool2d(out, self.stride, ceil_mode=True) if self.stride > 1 else out
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b heads n m"]:
-        """Returns the weights of the tokens: for each head, who mixes from whom."""
+        """Returns the weights: for each head, how much a position takes from each other."""
         look: Any = self.tokens.attention
-        weights: Float[Tensor, "b heads n m"] = look(x.flatten(2).mT)
-        return weights
+        return look(self._positions(x))  # (b, heads, n, m)
+
+    def _positions(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
+        width = getattr(self.tokens, "channels", None)
+        check_feature_map(x, **({} if width is None else {"channels": width}))
+        return x.flatten(2).mT  # (b, h · w, c)
 
 
 # %% ../notebooks/09_networks.ipynb #8d8b81a4
@@ -111,6 +126,10 @@ class Block(nn.Module):
         gate: Makes the gate from the number of channels. `attention` is what it made.
         conv: Makes what stands in place of `conv2`, from channels and stride.
         norm_after_conv: Whether batch norm and ReLU follow what `conv` made, in a bottleneck.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A number is less than 1, or leaves no channel in a group.
     """
 
     def __init__(
@@ -128,6 +147,13 @@ class Block(nn.Module):
         norm_after_conv: bool = True,
     ) -> None:
         super().__init__()
+        check_whole(channels=channels, planes=planes, stride=stride)
+        check_whole(groups=groups, width_per_group=width_per_group)
+        if bottleneck and planes * width_per_group < 64:
+            raise ValueError(
+                f"planes={planes} leaves no channel in a group for "
+                f"width_per_group={width_per_group}; pass planes >= {-(-64 // width_per_group)}"
+            )
         self.bottleneck = bottleneck
         width = groups * (planes * width_per_group // 64) if bottleneck else planes
         out_channels = 4 * planes if bottleneck else planes
@@ -157,22 +183,19 @@ class Block(nn.Module):
         """Adds the gated result of the convolutions to the shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)  # (b, c_out, h_out, w_out)
         gated = self.attention(self.residual(x))  # (b, c_out, h_out, w_out)
-        out: Float[Tensor, "b c_out h_out w_out"] = (gated + shortcut).relu()
-        return out
+        return (gated + shortcut).relu()  # (b, c_out, h_out, w_out)
 
     def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Returns F(x): what the gate sees."""
-        out: Float[Tensor, "b c_out h_out w_out"] = self.bn2(self.conv2(self.before_conv2(x)))
+        out = self.bn2(self.conv2(self.before_conv2(x)))  # (b, width, h_out, w_out)
         if not self.bottleneck:
             return out
         out = self.conv3(out.relu() if self.norm_and_relu else out)  # (b, c_out, h_out, w_out)
-        out = self.bn3(out)  # (b, c_out, h_out, w_out)
-        return out
+        return self.bn3(out)  # (b, c_out, h_out, w_out)
 
     def before_conv2(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width h2 w2"]:
         """Returns what `conv2` sees."""
-        seen: Float[Tensor, "b width h2 w2"] = self.bn1(self.conv1(x)).relu()
-        return seen
+        return self.bn1(self.conv1(x)).relu()  # (b, width, h2, w2)
 
 
 # %% ../notebooks/09_networks.ipynb #e4c156f5
@@ -213,7 +236,8 @@ class ResNet(nn.Module):
         x: (b, in_channels, h, w). The result is (b, num_classes).
 
     Raises:
-        ValueError: An argument is out of range, or x has another number of channels.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or x does not fit.
     """
 
     def __init__(
@@ -236,20 +260,19 @@ class ResNet(nn.Module):
         head_width: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_classes": num_classes, "in_channels": in_channels, "groups": groups}
-        sizes |= {"width_per_group": width_per_group}
+        check_each_whole(4, depths=depths, planes=planes)
+        check_whole(num_classes=num_classes, in_channels=in_channels)
+        check_whole(groups=groups, width_per_group=width_per_group)
+        check_flag(bottleneck=bottleneck, stride_in_1x1=stride_in_1x1)
+        check_flag(norm_after_conv=norm_after_conv)
+        check_one_of(Stem, stem=stem)
+        check_each_whole(stages=stages)
+        if max(stages) > 4:
+            raise ValueError(f"stages must be numbers from 1 to 4, got {stages}")
         if head_width is not None:
-            sizes["head_width"] = head_width
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} is too small; pass {name} >= 1")
-        for name, values in {"depths": depths, "planes": planes}.items():
-            if len(values) != 4 or min(values) < 1:
-                raise ValueError(f"{name}={values}; pass four numbers >= 1, one for each stage")
-        if not set(stages) <= {1, 2, 3, 4}:
-            raise ValueError(f"stages={stages}; pass numbers out of (1, 2, 3, 4)")
-        if stem not in get_args(Stem):
-            raise ValueError(f"stem={stem!r} is unknown; pass one of {get_args(Stem)}")
+            check_whole(head_width=head_width)
+        factories = {"gate": gate, "conv": conv, "head": head}
+        check_factory(**{name: make for name, make in factories.items() if make is not None})
         if not bottleneck and (groups, width_per_group, stride_in_1x1) != (1, 64, False):
             raise ValueError(
                 f"groups={groups}, width_per_group={width_per_group} and "
@@ -292,21 +315,15 @@ class ResNet(nn.Module):
     def forward(self, x: Float[Tensor, "b in_channels h w"]) -> Float[Tensor, "b num_classes"]:
         """Returns the scores of the classes."""
         z = self.features(x).mean((2, 3))  # (b, c)
-        scores: Float[Tensor, "b num_classes"] = self.fc(z)
-        return scores
+        return self.fc(z)  # (b, num_classes)
 
     def features(self, x: Float[Tensor, "b in_channels h w"]) -> Float[Tensor, "b c h_out w_out"]:
         """Returns the last feature map, after the head."""
-        out: Float[Tensor, "b c h_out w_out"] = self.attention(self.neck(self.maps(x)[-1]))
-        return out
+        return self.attention(self.neck(self.maps(x)[-1]))  # (b, c, h_out, w_out)
 
     def maps(self, x: Float[Tensor, "b in_channels h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Returns five feature maps: after the stem, and after each stage."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with "
-                f"c = in_channels={self.in_channels}"
-            )
+        check_feature_map(x, in_channels=self.in_channels)
         maps = [self.maxpool(self.bn1(self.conv1(x)).relu())]  # (b, planes[0], h / 4, w / 4)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(layer(maps[-1]))  # half of h and w, from the second on
@@ -318,6 +335,7 @@ class ResNet(nn.Module):
         The values are what the modules' own method `attention` returns. Modules without one are
         left out.
         """
+        check_feature_map(x, in_channels=self.in_channels)
         seen: list[tuple[str, nn.Module, Tensor]] = []
         x = self.maxpool(self.bn1(self.conv1(x)).relu())  # (b, planes[0], h / 4, w / 4)
         for name, block in self.named_modules():
@@ -380,6 +398,7 @@ def _mechanism(attention: str | Callable[..., nn.Module]) -> Mechanism:
     if isinstance(attention, str):
         _check("attention", attention, list_attentions())
         return MECHANISMS[attention]
+    check_factory(attention=attention)
     known = [mechanism for mechanism in MECHANISMS.values() if mechanism.make is attention]
     return known[0] if known else Mechanism(attention, "gate", {})
 
@@ -391,7 +410,9 @@ def _defaults(mechanism: Mechanism, settings: Mapping[str, Any]) -> dict[str, An
     if mechanism.make is SelectiveKernel and bottleneck:
         defaults["width_per_group"] = 128
     if mechanism.place == "head":
-        channels = settings.get("planes", (64, 128, 256, 512))[-1]
+        planes = settings.get("planes", (64, 128, 256, 512))
+        check_each_whole(4, planes=planes)
+        channels = planes[-1]
         defaults["head_width"] = channels if bottleneck else channels // 4
     return defaults
 
@@ -404,9 +425,11 @@ def _parameters(make: Callable[..., nn.Module]) -> list[str]:
     return [parameter.name for parameter in parameters]
 
 
-def _check(kind: str, given: str | Iterable[str], valid: Sequence[str]) -> None:
-    """Raises a ValueError for a name that is not valid; it says what is, and what comes nearest."""
-    for name in [given] if isinstance(given, str) else given:
+def _check(kind: str, given: str | Mapping[str, Any], valid: Sequence[str]) -> None:
+    """Requires a valid name, or valid keys; the error says what is, and what comes nearest."""
+    for name in given if isinstance(given, Mapping) else [given]:
+        if not isinstance(name, str):
+            raise TypeError(f"{kind} must be a str, got {name!r} ({type(name).__name__})")
         if name not in valid:
             near = difflib.get_close_matches(name.lower(), valid, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -428,6 +451,7 @@ def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
         **options: Those of the mechanism's class, and `stride` for "mhsa".
 
     Raises:
+        TypeError: An argument has the wrong type.
         ValueError: The name or an option is unknown, or the mechanism refuses a value.
     """
     _check("name", name, list_attentions())
@@ -456,7 +480,8 @@ def create_network(
         place: Where the mechanism stands: as a "gate" in each block, in place of the 3 × 3 ("conv";
             then it is made with the argument `stride`, too), or as "head" after the last stage.
             None is the place of its paper, and "gate" for a function of your own.
-        attention_options: Options of the mechanism, such as {"reduction": 8}.
+        attention_options: Options of the mechanism, such as {"reduction": 8}. Its stride and its
+            number of channels are the network's to choose.
         **options: Options of the network: in_channels, planes, stem, groups, width_per_group,
             stride_in_1x1, stages, head_width and norm_after_conv, as in `ResNet`.
 
@@ -466,6 +491,7 @@ def create_network(
     quarter of the channels (head_width).
 
     Raises:
+        TypeError: An argument has the wrong type.
         ValueError: A name or an option is unknown, or does not fit.
     """
     _check("name", name, list(NETWORKS))
@@ -477,9 +503,11 @@ def create_network(
             f"attention_options={{{option!r}: {options[option]!r}}}"
         )
     _check("option", options, OPTIONS)
+    check_mapping(attention_options={} if attention_options is None else attention_options)
+    chosen = dict(attention_options or {})
     settings = NETWORKS[name] | options
     if mechanism is None:
-        if place is not None or attention_options:
+        if place is not None or chosen:
             raise ValueError("place and attention_options need attention; pass attention='se', say")
         return ResNet(num_classes=num_classes, **settings)
     if place is None or place == mechanism.place:
@@ -491,9 +519,13 @@ def create_network(
             f"place='conv' needs attention that takes a stride, and {attention!r} takes "
             f"{', '.join(valid)}; pass place='gate' or place='head'"
         )
-    chosen = dict(attention_options or {})
     if valid:
         _check("attention option", chosen, valid[1:])
+    for option in {"stride", "out_channels"} & set(chosen):
+        raise ValueError(
+            f"attention option {option!r} is for the network to choose; leave it out of "
+            "attention_options"
+        )
     settings[place] = partial(mechanism.make, **chosen)
     return ResNet(num_classes=num_classes, **settings)
 
@@ -559,6 +591,7 @@ def _rename(
     state_dict: Mapping[str, Tensor], names: Mapping[str, str], origin: str
 ) -> dict[str, Tensor]:
     """Returns the tensors under our names, with 1 × 1 convolutions of a gate as linear layers."""
+    check_state_dict(state_dict)
     renamed: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         module, _, kind = key.removeprefix("module.").rpartition(".")
@@ -571,7 +604,10 @@ def _rename(
             )
         if kind == "weight" and name.endswith((".reduce", ".expand")):
             tensor = tensor.flatten(1)  # (out, in, 1, 1) to (out, in)
-        renamed[f"{name.replace('*', block)}.{kind}"] = tensor
+        here = f"{name.replace('*', block)}.{kind}"
+        if here in renamed:
+            raise ValueError(f"state_dict has {key!r} and another name for {here!r}; pass one")
+        renamed[here] = tensor
     return renamed
 
 
@@ -604,9 +640,11 @@ def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         A state dictionary to load with `strict=True`. It shares memory with the one passed.
 
     Raises:
-        ValueError: A key names a part that our networks do not have, or selective kernels that
-            see a part of their input only.
+        TypeError: state_dict does not map names to tensors.
+        ValueError: A key names a part that our networks do not have, two keys name the same part,
+            or selective kernels see a part of their input only.
     """
+    check_state_dict(state_dict)
     for key, tensor in state_dict.items():
         if key.endswith(".conv2.paths.0.conv.weight") and len(tensor) != 32 * tensor.shape[1]:
             raise ValueError(
@@ -645,7 +683,9 @@ def convert_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         A state dictionary to load with `strict=True`. It shares memory with the one passed.
 
     Raises:
-        ValueError: A key names a part that our networks do not have.
+        TypeError: state_dict does not map names to tensors.
+        ValueError: A key names a part that our networks do not have, or two keys name the same
+            part.
     """
     return _rename(
         state_dict, _AUTHORS, "the released SE-, CBAM- and SGE-ResNets and EPSANets, on ImageNet"

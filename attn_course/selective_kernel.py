@@ -6,11 +6,16 @@
 __all__ = ["SelectiveKernel"]
 
 # %% ../notebooks/02_selective_kernel.ipynb #18006e95
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ._checks import (
+    check_batch_statistics,
+    check_divides,
+    check_feature_map,
+    check_whole,
+)
 
 
 # %% ../notebooks/02_selective_kernel.ipynb #16c9a48f
@@ -38,14 +43,15 @@ class SelectiveKernel(nn.Module):
         min_hidden: L, the least number of hidden units. 32 is the paper's choice.
 
     Shape:
-        x: (b, channels, h, w), any h and w. The result is (b, out_channels, h_out, w_out) with
-        h_out = h / stride and w_out = w / stride, rounded up. In training mode b must be at
-        least 2: the batch norm before t sees one mean per channel, and a single picture has no
-        other to compare it with.
+        x: (b, channels, h, w), h and w at least 1. The result is (b, out_channels, h_out, w_out)
+        with h_out = h / stride and w_out = w / stride, rounded up. While `norm` is in training
+        mode b must be at least 2: it sees one mean per channel, and a single image has no other
+        to compare it with.
 
     Raises:
+        TypeError: An argument has the wrong type, or x is not a floating-point tensor.
         ValueError: An argument is out of range, the groups do not divide the channels, x has
-            another number of channels, or b is less than 2 in training mode.
+            the wrong shape, or b is less than 2 in training mode.
     """
 
     def __init__(
@@ -61,28 +67,15 @@ class SelectiveKernel(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
-        sizes = {"channels": channels, "out_channels": out_channels, "stride": stride}
-        sizes |= {"groups": groups, "reduction": reduction, "min_hidden": min_hidden}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} is too small; pass {name} >= 1")
-        if paths < 2:
-            raise ValueError(f"paths={paths} leaves nothing to choose from; pass paths >= 2")
-        if channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups={groups} must divide channels={channels} and out_channels={out_channels}; "
-                f"pass, say, groups={math.gcd(groups, channels, out_channels)}"
-            )
+        check_whole(stride=stride, reduction=reduction, min_hidden=min_hidden)
+        check_whole(2, paths=paths)
+        check_divides("groups", groups, channels=channels, out_channels=out_channels)
         hidden = max(out_channels // reduction, min_hidden)
         self.channels = channels
         self.kernels = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(
-                    *(channels, out_channels, 3, stride),
-                    padding=i,
-                    dilation=i,
-                    groups=groups,
-                    bias=False,
+                    channels, out_channels, 3, stride, i, dilation=i, groups=groups, bias=False
                 ),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(),
@@ -97,40 +90,33 @@ class SelectiveKernel(nn.Module):
     def forward(self, x: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b c h_out w_out"]:
         """Adds the answers of all paths, each channel weighted by its shares."""
         u = self.split(x)  # M times (b, c, h_out, w_out)
-        shares = self.select(self.fuse(u)).unbind(1)  # M times (b, c, 1, 1)
-        out = shares[0] * u[0]  # (b, c, h_out, w_out)
-        for share, u_i in zip(shares[1:], u[1:], strict=True):
-            out = torch.addcmul(out, share, u_i)  # (b, c, h_out, w_out)
+        shares = self.select(self.fuse(u))  # (b, M, c, 1, 1)
+        out = shares[:, 0] * u[0]  # (b, c, h_out, w_out)
+        for i in range(1, len(u)):
+            out = torch.addcmul(out, shares[:, i], u[i])  # (b, c, h_out, w_out)
         return out
 
     def attention(self, x: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b M c 1 1"]:
-        """Returns the shares a: for each picture and channel, M numbers that sum to 1.
+        """Returns the shares a: for each image and channel, M numbers that sum to 1.
 
-        In training mode the batch norms take note of x, as in `forward`; call `eval()` to look.
+        In training mode x changes the batch norms' running statistics, as in `forward`; call
+        `eval()` first to leave them alone.
         """
         return self.select(self.fuse(self.split(x)))  # (b, M, c, 1, 1)
 
     def split(self, x: Float[Tensor, "b channels h w"]) -> list[Float[Tensor, "b c h_out w_out"]]:
         """Returns the answer of each path."""
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with c = channels={self.channels}"
-            )
-        if self.training and x.shape[0] < 2:
-            raise ValueError(
-                f"x has b={x.shape[0]} in training mode, where batch norm compares pictures; "
-                "pass b >= 2 or call eval()"
-            )
+        check_feature_map(x, channels=self.channels)
+        check_batch_statistics(self.norm, x, over=(0,))
         return [kernel(x) for kernel in self.kernels]  # M times (b, c, h_out, w_out)
 
     def fuse(self, u: list[Float[Tensor, "b c h_out w_out"]]) -> Float[Tensor, "b d"]:
         """Returns the hidden layer t, computed from the means of the paths' sum."""
         z = torch.stack([u_i.mean((2, 3)) for u_i in u]).sum(0)  # (b, c)
-        t: Float[Tensor, "b d"] = self.norm(self.reduce(z)).relu()
-        return t
+        return self.norm(self.reduce(z)).relu()  # (b, d)
 
     def select(self, t: Float[Tensor, "b d"]) -> Float[Tensor, "b M c 1 1"]:
         """Returns the shares of the paths, from the hidden layer."""
-        scores: Float[Tensor, "b M c"] = self.expand(t).unflatten(1, (len(self.kernels), -1))
+        scores = self.expand(t).unflatten(1, (len(self.kernels), -1))  # (b, M, c)
         shares = scores.softmax(1).type_as(t)  # (b, M, c); autocast makes a softmax float32
         return shares[..., None, None]  # (b, M, c, 1, 1)

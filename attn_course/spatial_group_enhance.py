@@ -9,7 +9,9 @@ __all__ = ["SpatialGroupEnhance"]
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ._checks import check_divides, check_feature_map, check_positive
+from ._precision import wide_dtype
 
 
 # %% ../notebooks/04_spatial_group_enhance.ipynb #e6e440ac
@@ -29,28 +31,24 @@ class SpatialGroupEnhance(nn.Module):
         channels: Number of channels c of the feature map.
         groups: Number of groups g of neighbouring channels; it divides c. 64 is the choice of
             the paper's networks.
-        eps: ε, which keeps a constant map from 0 / 0. The released code has 1e-5.
+        eps: ε, which keeps a constant map from 0 / 0; at least 1e-12. A gradient divides by its
+            square, which a much smaller ε would round to zero in single precision. The released
+            code has 1e-5.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape. A single position has nothing
-        to be compared with: its t̂ is 0.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape. A single position has
+        nothing to be compared with: its t̂ is 0.
 
     Raises:
-        ValueError: The groups do not divide the channels, eps is not positive, or x has another
-            number of channels.
+        TypeError: An argument has the wrong type, or x is not a floating-point tensor.
+        ValueError: The groups do not divide the channels, eps is not finite or too small, or x has
+            the wrong shape.
     """
 
     def __init__(self, channels: int, groups: int = 64, *, eps: float = 1e-5) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels} is no number of channels; pass channels >= 1")
-        if groups < 1 or channels % groups:
-            fitting = [number for number in range(1, channels + 1) if channels % number == 0]
-            raise ValueError(
-                f"groups={groups} does not divide channels={channels}; pass one of {fitting}"
-            )
-        if eps <= 0:
-            raise ValueError(f"eps={eps} does not keep a constant map from 0 / 0; pass eps > 0")
+        check_divides("groups", groups, channels=channels)
+        check_positive(1e-12, eps=eps)
         self.channels = channels
         self.groups = groups
         self.eps = eps
@@ -64,25 +62,27 @@ class SpatialGroupEnhance(nn.Module):
         return (grouped * s).flatten(1, 2)  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g h w"]:
-        """Returns the gate s: one map for each picture and group."""
+        """Returns the gate s: one map for each image and group."""
         s = (self.weight * self.similarity(x) + self.bias).sigmoid()  # (b, g, h, w)
         return s.to(x.dtype)  # (b, g, h, w)
 
     def similarity(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g h w"]:
         """Returns t̂: how much each position resembles its group's mean, normalised."""
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with c = channels={self.channels}"
-            )
+        check_feature_map(x, channels=self.channels)
         n = x.shape[2] * x.shape[3]
-        wide = torch.promote_types(x.dtype, torch.float32)  # for half precision
+        degrees = n - 1 + 1 // n  # of freedom: n - 1, and 1 for a single position
+        wide = wide_dtype(x)
         grouped = torch.unflatten(x, 1, (self.groups, -1))  # (b, g, c / g, h, w)
         m = grouped.sum((3, 4), dtype=wide) / n  # (b, g, c / g)
-        length = torch.linalg.vector_norm(m, dim=2)[:, :, None, None]  # (b, g, 1, 1)
-        direction = F.normalize(m, dim=2).to(x.dtype)  # (b, g, c / g)
+        length = _root(m.square().sum(2, keepdim=True))  # (b, g, 1)
+        direction = (m / length).to(x.dtype)  # (b, g, c / g)
         t = torch.einsum("bgk, bgkhw -> bghw", direction, grouped).to(wide)  # (b, g, h, w)
         t = t - t.mean((2, 3), keepdim=True)  # (b, g, h, w)
-        # The norm's gradient is 0 where it is 0, and one position has no n - 1 to divide by.
-        std = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(n - 1, 1) ** 0.5
-        t_hat: Float[Tensor, "b g h w"] = t * (length / (length * std + self.eps))
-        return t_hat
+        std = _root(t.square().sum((2, 3), keepdim=True)) / degrees**0.5  # (b, g, 1, 1)
+        length = length[..., None]  # (b, g, 1, 1)
+        return t * (length / (length * std + self.eps))  # (b, g, h, w)
+
+
+def _root(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Returns roots of at least 1e-12: at 0 a root has no derivative, this one's are 0."""
+    return squares.clamp_min(1e-24).sqrt()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ._checks import check_feature_map, check_flag, check_reduction, make_module
+
 
 # %% ../notebooks/01_squeeze_excitation.ipynb #60ede172
 class SqueezeExcitation(nn.Module):
@@ -26,15 +28,16 @@ class SqueezeExcitation(nn.Module):
         channels: Number of channels c of the feature map.
         reduction: The hidden layer has c / r units, rounded down. 16 is the paper's choice.
         bias: Whether b₁ and b₂ exist. The authors' released networks have them, hence the
-            default; the paper's equation has not.
+            default; the paper's equation has none.
         gate_activation: Makes the module that is applied as σ. The paper's is the sigmoid;
             MobileNetV3 passes `nn.Hardsigmoid`.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape.
 
     Raises:
-        ValueError: The hidden layer would be empty, or x has another number of channels.
+        TypeError: An argument has the wrong type, or x is not a floating-point tensor.
+        ValueError: The hidden layer would be empty, or x has the wrong shape.
     """
 
     def __init__(
@@ -46,31 +49,21 @@ class SqueezeExcitation(nn.Module):
         gate_activation: Callable[[], nn.Module] = nn.Sigmoid,
     ) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels={channels} is no number of channels; pass channels >= 1")
-        if reduction < 1:
-            raise ValueError(f"reduction={reduction} widens the hidden layer; pass reduction >= 1")
-        if reduction > channels:
-            raise ValueError(
-                f"reduction={reduction} leaves no hidden channel for channels={channels}; "
-                f"pass reduction <= {channels}"
-            )
+        check_reduction(reduction, channels=channels)
+        check_flag(bias=bias)
         self.channels = channels
         self.reduce = nn.Linear(channels, channels // reduction, bias=bias)  # W₁, b₁
         self.expand = nn.Linear(channels // reduction, channels, bias=bias)  # W₂, b₂
-        self.gate_activation = gate_activation()
+        self.gate_activation = make_module("gate_activation", gate_activation)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Weights each channel of x by its gate."""
         return x * self.attention(x)  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
-        """Returns the gate s: one number for each picture and channel."""
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; pass (b, c, h, w) with c = channels={self.channels}"
-            )
+        """Returns the gate s: one number for each image and channel."""
+        check_feature_map(x, channels=self.channels)
         z = x.mean((2, 3))  # (b, c)
         hidden = self.reduce(z).relu()  # (b, c / r)
-        s: Float[Tensor, "b c"] = self.gate_activation(self.expand(hidden))
+        s = self.gate_activation(self.expand(hidden))  # (b, c)
         return s[:, :, None, None]  # (b, c, 1, 1)

@@ -1,4 +1,4 @@
-"""What several tests need: JupyterLab and a browser to read the notebooks in, and timm."""
+"""What several tests need: JupyterLab and a browser, timm, and the package as a user has it."""
 
 import base64
 import json
@@ -7,23 +7,36 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 import matplotlib
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, configuration, settings
+
+# Nothing is written into the checkout, and no slow machine fails a test.
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "attn_course_hypothesis")
+always = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+always |= {"phases": (Phase.explicit, Phase.generate, Phase.shrink)}
+settings.register_profile("always the same", max_examples=50, derandomize=True, **always)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **always)
+settings.load_profile("always the same")
 
 SETTINGS = {
     "apputils-extension/themes": {"adaptive-theme": True},  # JupyterLab follows the browser
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
+CHECKOUT = pytest.StashKey[list[str]]()
 MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM = "mjx-assistive-mml { display: none }"
 # A window in which notebook and contents stand side by side, and a small laptop's.
 WINDOWS = [{"width": 1280, "height": 1120}, {"width": 1152, "height": 864}]
@@ -51,6 +64,36 @@ def install_originals():
     """The command of .ci/run that installs the networks to compare with."""
     script = (Path(__file__).parents[1] / ".ci/run").read_text()
     return re.search(r"^\S+ -m pip install .*timm.*$", script, re.MULTILINE)[0]
+
+
+def checkout():
+    """What git sees: which files differ from the last commit, or are new, and how."""
+    if not shutil.which("git"):
+        return ["", ""]
+    commands = (["git", "status", "--porcelain"], ["git", "diff", "HEAD"])
+    return [
+        subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True
+        ).stdout
+        for command in commands
+    ]
+
+
+def pytest_sessionstart(session):
+    session.config.stash[CHECKOUT] = checkout()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """A test run that has written into the checkout fails; workers leave that to their head."""
+    if hasattr(session.config, "workerinput") or checkout() == session.config.stash[CHECKOUT]:
+        return
+    files = ", ".join(line.strip() for line in checkout()[0].splitlines())
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reporter.line(
+        f"\nthe checkout is not as it was: {files} (by a test, or by an editor?)", red=True
+    )
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @dataclass
@@ -174,6 +217,20 @@ def timm():
 
     yield timm
     del operators  # until here, since they vanish with the library
+
+
+@pytest.fixture(scope="session")
+def unchecked():
+    """Imports a module of the package as a user does, without the type checks of the tests."""
+
+    def load(file_name):
+        import attn_course
+
+        package = sys.modules.setdefault("plain", ModuleType("plain"))
+        package.__path__ = attn_course.__path__
+        return import_module(f"plain.{file_name}")
+
+    return load
 
 
 def pytest_terminal_summary(terminalreporter):

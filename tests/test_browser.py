@@ -14,8 +14,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import WINDOWS
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from conftest import WINDOWS
 
 ROOT = Path(__file__).parents[1]
 RUN_IN_BROWSER = "00_start_here.ipynb"

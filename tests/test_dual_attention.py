@@ -1,11 +1,18 @@
 """Dual Attention: what its notebook does not say."""
 
+import importlib
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import attn_course
 from attn_course import DualAttention
 from attn_course.course import data
 from attn_course.dual_attention import ChannelAttention, DualAttentionHead, PositionAttention
@@ -23,6 +30,13 @@ HEAD = {
     "conv7.1": "channel_classifier",
     "conv8.1": "classifier",
 }
+
+
+def unchecked():
+    """The module without the shape checks of these tests, which no compiler looks through."""
+    package = sys.modules.setdefault("plain", ModuleType("plain"))
+    package.__path__ = attn_course.__path__
+    return importlib.import_module("plain.dual_attention")
 
 
 def released_weights(golden, names):
@@ -50,6 +64,16 @@ def plain(module, x):
     return module.alpha * (v @ weights.mT).view_as(x) + x
 
 
+class FusedScores(DualAttentionHead):
+    """The head with the three classifiers of the released weights, and the first of its scores."""
+
+    def __init__(self):
+        super().__init__(64, 11, dropout=0.0, auxiliary=True)
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize(
     ("name", "module", "names"),
@@ -57,7 +81,7 @@ def plain(module, x):
         ("position", lambda: PositionAttention(64), {**PROJECTIONS, "gamma": "alpha"}),
         ("position", lambda: PositionAttention(64, chunk=9), {**PROJECTIONS, "gamma": "alpha"}),
         ("channel", lambda: ChannelAttention(64), {"gamma": "beta"}),
-        ("head", lambda: DualAttentionHead(64, 11, dropout=0.0), {**HEAD, **PROJECTIONS}),
+        ("head", FusedScores, {**HEAD, **PROJECTIONS}),
     ],
     ids=["position", "position in chunks", "channel", "head"],
 )
@@ -143,13 +167,15 @@ def test_parameters_follow_the_formula(c, r):
     assert sum(p.numel() for p in DualAttention(c, r).parameters()) == expected
 
 
+@pytest.mark.parametrize("auxiliary", [True, False])
 @pytest.mark.parametrize(("c", "k"), [(64, 11), (256, 19)])
-def test_parameters_of_the_head_follow_the_formula(c, k):
+def test_parameters_of_the_head_follow_the_formula(c, k, auxiliary):
     w = c // 4
     halves = 2 * (9 * c * w + 2 * w) + 2 * (9 * w * w + 2 * w)
     attention = 2 * (w * (w // 8) + w // 8) + w * w + w + 2
-    expected = halves + attention + 3 * (w * k + k)
-    assert sum(p.numel() for p in DualAttentionHead(c, k).parameters()) == expected
+    expected = halves + attention + (3 if auxiliary else 1) * (w * k + k)
+    head = DualAttentionHead(c, k, auxiliary=auxiliary)
+    assert sum(p.numel() for p in head.parameters()) == expected
 
 
 def test_a_fresh_block_is_the_identity_and_only_the_scales_learn():
@@ -190,43 +216,192 @@ def test_large_scores_do_not_overflow_in_half_precision(autocast, dtype, dissimi
 
 def test_three_scores_of_the_head():
     torch.manual_seed(0)
-    head = DualAttentionHead(32, 5, width=8).eval()
+    head = DualAttentionHead(32, 5, width=8, auxiliary=True).eval()
+    alone = DualAttentionHead(32, 5, width=8).eval()
+    rest = alone.load_state_dict(head.state_dict(), strict=False)
+    assert not rest.missing_keys
     x = torch.randn(2, 32, 6, 7)
-    scores = head.all_scores(x)
-    assert [s.shape for s in scores] == [(2, 5, 6, 7)] * 3
-    torch.testing.assert_close(scores[0], head(x))
-    sum(s.square().sum() for s in head.train().all_scores(x)).backward()
-    assert all(p.grad is not None for p in head.parameters())
+    fused, positions, channels = head(x)
+    torch.testing.assert_close(fused, alone(x))
+    half = head.position_out(head.position(head.position_in(x)))
+    torch.testing.assert_close(positions, head.position_classifier(half))
+    half = head.channel_out(head.channel(head.channel_in(x)))
+    torch.testing.assert_close(channels, head.channel_classifier(half))
+
+
+def two_steps(rank, meeting_point, auxiliary):
+    """One of two processes that train the head; its picture is not the other's."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    head = DistributedDataParallel(DualAttentionHead(32, 5, width=8, auxiliary=auxiliary))
+    optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
+    start = [parameter.detach().clone() for parameter in head.parameters()]
+    x = torch.randn(2, 32, 6, 7, generator=torch.Generator().manual_seed(rank))
+    for _ in range(2):
+        optimiser.zero_grad()
+        scores = head(x) if auxiliary else [head(x)]
+        sum(score.square().sum() for score in scores).backward()
+        optimiser.step()
+    for after in head.parameters():
+        both = [torch.empty_like(after) for _ in range(2)]
+        torch.distributed.all_gather(both, after.detach())
+        assert torch.equal(*both)
+    names = ("classifier", "position_classifier", "channel_classifier")
+    for name, before, after in zip(
+        dict(head.module.named_parameters()), start, head.parameters(), strict=True
+    ):
+        if name.startswith(names):
+            assert not torch.equal(before, after), name
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_the_head_trains_in_two_processes(auxiliary, tmp_path):
+    torch.multiprocessing.spawn(two_steps, (tmp_path / "meeting_point", auxiliary), nprocs=2)
+
+
+def test_the_halves_are_called():
+    """So that hooks on them run, and whatever else hangs on a call, such as FSDP."""
+    module, called = DualAttention(16), []
+    for half in (module.position, module.channel):
+        half.register_forward_hook(lambda half, args, out: called.append((half, out)))
+    x = torch.randn(1, 16, 3, 4)
+    y = with_random_weights(module)(x)
+    assert [half for half, _ in called] == [module.position, module.channel]
+    assert torch.equal(called[-1][1], y)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "no_grad"])
+def test_chunks_are_checkpointed_only_for_a_backward_pass(frozen, monkeypatch):
+    def forbidden(*args, **options):
+        raise AssertionError("nothing will be computed again")
+
+    module = with_random_weights(PositionAttention(16, chunk=10)).requires_grad_(not frozen)
+    monkeypatch.setattr(attn_course.dual_attention, "checkpoint", forbidden)
+    x = torch.randn(1, 16, 9, 9)
+    with torch.set_grad_enabled(frozen):
+        y = module(x)
+    torch.testing.assert_close(y, plain(module, x))
+    with pytest.raises(AssertionError, match="computed again"):
+        module(x.requires_grad_())
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("traced", [6, 33])
+def test_an_export_takes_sizes_below_and_above_the_limit(traced, strict):
+    module = with_random_weights(unchecked().DualAttention(16)).eval()
+    axes = ({0: Dim("b", max=64), 2: Dim("h", max=128), 3: Dim("w", max=128)},)
+    example = (torch.randn(2, 16, traced, traced + 1),)
+    program = torch.export.export(module, example, dynamic_shapes=axes, strict=strict)
+    for h, w in ((5, 7), (32, 32), (33, 33), (40, 37)):
+        x = torch.randn(3, 16, h, w)
+        torch.testing.assert_close(program.module()(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_one_compilation_serves_all_sizes():
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    module = with_random_weights(unchecked().PositionAttention(8, chunk=4))
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    for side in range(3, 18):
+        x = torch.randn(1, 8, side, side + 1)
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
+    assert len(graphs) <= 2  # the second one for any size
+
+
+def test_transforms_of_functions():
+    """Recomputation is not for torch.func's gradients, as the docstring says."""
+    module = with_random_weights(PositionAttention(4, 2, chunk=3))
+    x = torch.randn(2, 4, 4, 5)
+    torch.testing.assert_close(torch.vmap(module)(x[:, None])[:, 0], module(x))
+    derivative = torch.func.grad(lambda x: module(x).square().sum())
+    with pytest.raises(RuntimeError, match="saved tensor hooks"):
+        derivative(x)
+    module.chunk = 5  # 20 positions, which ask at once
+    leaf = x.clone().requires_grad_()
+    module(leaf).square().sum().backward()
+    torch.testing.assert_close(derivative(x), leaf.grad)
 
 
 @pytest.mark.parametrize(
     ("cls", "arguments", "message"),
     [
         (DualAttention, {"channels": 6}, r"reduction=8 leaves .* channels=6; pass reduction <= 6"),
-        (DualAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        (DualAttention, {"channels": 8, "reduction": 0}, r"reduction=0 .* pass reduction >= 1"),
-        (DualAttention, {"channels": 8, "chunk": 0}, r"chunk=0 .* pass chunk >= 1"),
-        (ChannelAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        (DualAttention, {"channels": 0}, "channels must be at least 1, got 0"),
+        (DualAttention, {"channels": 8, "reduction": 0}, "reduction must be at least 1, got 0"),
+        (DualAttention, {"channels": 8, "chunk": 0}, "chunk must be at least 1, got 0"),
+        (ChannelAttention, {"channels": 0}, "channels must be at least 1, got 0"),
         (
             DualAttentionHead,
             {"channels": 64, "num_classes": 0},
-            r"num_classes=0 .* pass num_classes",
+            "num_classes must be at least 1, got 0",
         ),
         (
             DualAttentionHead,
             {"channels": 3, "num_classes": 2},
-            r"width=0 leaves no channel for channels=3; pass width >= 1",
+            "channels must be at least 4, got 3",
+        ),
+        (
+            DualAttentionHead,
+            {"channels": 0, "num_classes": 2, "width": 8},
+            "channels must be at least 1, got 0",
         ),
         (
             DualAttentionHead,
             {"channels": 16, "num_classes": 2},
-            r"reduction=8 leaves queries of width 0 for channels=4; pass reduction <= 4",
+            "reduction=8 leaves no hidden channel for width=4; pass reduction <= 4",
+        ),
+        (
+            DualAttentionHead,
+            {"channels": 64, "num_classes": 2, "dropout": float("nan")},
+            "dropout must be at least 0 and below 1, got nan",
         ),
     ],
 )
 def test_bad_arguments_are_named(cls, arguments, message):
     with pytest.raises(ValueError, match=message):
         cls(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        ("DualAttention", {"channels": 64.0}, r"channels must be an int, got 64.0 \(float\)"),
+        ("DualAttention", {"channels": 64, "reduction": "8"}, "reduction must be an int, got '8'"),
+        ("PositionAttention", {"channels": 64, "chunk": 2.5}, "chunk must be an int, got 2.5"),
+        ("ChannelAttention", {"channels": None}, "channels must be an int, got None"),
+        ("ChannelAttention", {"channels": 8, "dissimilar": "no"}, "dissimilar must be a bool"),
+        ("DualAttentionHead", {"channels": 64, "num_classes": [2]}, "num_classes must be an int"),
+        (
+            "DualAttentionHead",
+            {"channels": 64, "num_classes": 2, "dropout": "0.1"},
+            "dropout must be a float, got '0.1'",
+        ),
+        (
+            "DualAttentionHead",
+            {"channels": 64, "num_classes": 2, "auxiliary": 1},
+            "auxiliary must be a bool, got 1",
+        ),
+    ],
+)
+def test_wrong_types_are_named(cls, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(unchecked(), cls)(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 0, 3), (1, 8, 3, 0)], ids=str)
+@pytest.mark.parametrize("cls", ["PositionAttention", "ChannelAttention", "DualAttention"])
+def test_a_map_without_positions_is_refused(cls, shape):
+    with pytest.raises(ValueError, match=r"x has shape .*; pass .* h >= 1 and w >= 1"):
+        getattr(unchecked(), cls)(8)(torch.rand(shape))
 
 
 @pytest.mark.parametrize(

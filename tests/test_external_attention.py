@@ -1,14 +1,18 @@
 """External Attention: what its notebook does not say."""
 
 import copy
+import importlib
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+import attn_course
 from attn_course import ExternalAttention, MultiHeadExternalAttention
 from attn_course.course import data
-from attn_course.external_attention import double_normalise
+from attn_course.external_attention import double_normalize
 
 BLOCK = {
     "conv1": "query",
@@ -18,6 +22,13 @@ BLOCK = {
     "conv2.1": "norm",
 }
 HEADS = {"trans_dims": "query", "linear_0": "keys", "linear_1": "values", "proj": "output"}
+
+
+def unchecked():
+    """The module without the shape checks of these tests, which are stricter than its own."""
+    package = sys.modules.setdefault("plain", ModuleType("plain"))
+    package.__path__ = attn_course.__path__
+    return importlib.import_module("plain.external_attention")
 
 
 def released_weights(golden, names):
@@ -68,32 +79,32 @@ def test_parameters_of_the_heads_follow_the_formula(c, heads, s, f, bias):
 @pytest.mark.parametrize(
     ("form", "options", "message"),
     [
-        (ExternalAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        (ExternalAttention, {"channels": 0}, "channels must be at least 1, got 0"),
         (
             ExternalAttention,
             {"channels": 8, "memory_size": 0},
-            r"memory_size=0 .* pass memory_size >= 1",
+            "memory_size must be at least 1, got 0",
         ),
-        (MultiHeadExternalAttention, {"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        (MultiHeadExternalAttention, {"channels": 0}, "channels must be at least 1, got 0"),
         (
             MultiHeadExternalAttention,
             {"channels": 8, "num_heads": 0},
-            r"num_heads=0 .* pass num_heads >= 1",
+            "num_heads must be at least 1, got 0",
         ),
         (
             MultiHeadExternalAttention,
             {"channels": 12, "num_heads": 8},
-            r"num_heads=8 does not divide channels=12; pass one of \[1, 2, 3, 4, 6, 12\]",
+            r"num_heads=8 must divide channels=12; pass one of \[1, 2, 3, 4, 6, 12\]",
         ),
         (
             MultiHeadExternalAttention,
             {"channels": 8, "memory_size": -1},
-            r"memory_size=-1 .* pass memory_size >= 1",
+            "memory_size must be at least 1, got -1",
         ),
         (
             MultiHeadExternalAttention,
             {"channels": 8, "expansion": 0},
-            r"expansion=0 .* pass expansion >= 1",
+            "expansion must be at least 1, got 0",
         ),
     ],
 )
@@ -102,11 +113,43 @@ def test_bad_arguments_are_named(form, options, message):
         form(**options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ExternalAttention", {"channels": 64.0}, r"channels must be an int, got 64.0 \(float\)"),
+        ("ExternalAttention", {"channels": 64, "memory_size": "8"}, "memory_size must be an int"),
+        ("ExternalAttention", {"channels": 64, "bias": None}, "bias must be a bool, got None"),
+        ("MultiHeadExternalAttention", {"channels": 64, "num_heads": 2.0}, "num_heads must be an"),
+        ("MultiHeadExternalAttention", {"channels": 64, "expansion": 4.0}, "expansion must be an"),
+    ],
+)
+def test_wrong_types_are_named(name, options, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(unchecked(), name)(**options)
+
+
+def test_inputs_without_a_position_are_refused():
+    with pytest.raises(ValueError, match=r"x has shape \(1, 8, 0, 3\); pass .* h >= 1"):
+        unchecked().ExternalAttention(8).eval()(torch.rand(1, 8, 0, 3))
+    with pytest.raises(ValueError, match=r"x has shape \(1, 0, 8\); pass .* n >= 1"):
+        unchecked().MultiHeadExternalAttention(8)(torch.rand(1, 0, 8))
+
+
+def test_a_frozen_batch_norm_takes_a_single_value():
+    module = ExternalAttention(8).train()
+    module.norm.eval()
+    x = torch.rand(1, 8, 1, 1)
+    expected = copy.deepcopy(module).eval()(x)
+    assert torch.equal(module(x), expected)
+    module.norm = nn.Identity()
+    assert module(x).shape == x.shape
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 1, 1), (0, 8, 3, 3)], ids=str)
 def test_a_single_value_in_training_is_refused_and_leaves_no_trace(shape):
     module = ExternalAttention(8)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"b={shape[0]} in training mode .* call eval\(\)"):
+    with pytest.raises(ValueError, match=rf"b={shape[0]} in training mode.* call eval\(\)"):
         module(torch.rand(shape))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert module.eval()(torch.rand(shape)).shape == shape
@@ -157,7 +200,7 @@ def test_scores_far_apart_give_finite_weights_and_gradients(dtype):
     scores = torch.zeros(2, 64, 4096)
     scores[:, :, 0] = 200.0
     scores = scores.to(dtype).requires_grad_()
-    alpha = double_normalise(scores, 2, 1)
+    alpha = double_normalize(scores, 2, 1)
     assert alpha.dtype == dtype
     alpha[:, 0].sum().backward()
     assert scores.grad.isfinite().all()

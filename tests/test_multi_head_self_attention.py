@@ -1,11 +1,14 @@
 """Multi-Head Self-Attention: what its notebook does not say."""
 
-import importlib.util
+import importlib
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attn_course
 from attn_course import MultiHeadSelfAttention
@@ -14,10 +17,9 @@ from attn_course.course import data
 
 def unchecked(*args, **options):
     """The module without the shape checks of these tests, which are stricter than its own."""
-    path = attn_course.multi_head_self_attention.__file__
-    spec = importlib.util.spec_from_file_location("unchecked", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    package = sys.modules.setdefault("plain", ModuleType("plain"))
+    package.__path__ = attn_course.__path__
+    module = importlib.import_module("plain.multi_head_self_attention")
     return module.MultiHeadSelfAttention(*args, **options)
 
 
@@ -46,7 +48,7 @@ def plain(module, x, keys, values, mask=None):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_four_linear_layers(masked, mode):
+def test_equals_the_annotated_transformer(masked, mode):
     golden = data.golden("multi_head_self_attention" + masked * "_masked")
     weights, biases = (
         [golden[f"param/linears.{i}.{kind}"] for i in range(4)] for kind in ("weight", "bias")
@@ -228,26 +230,46 @@ def test_dropout_drops_weights_in_training_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 0}, r"channels=0 .* pass channels >= 1"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
         (
             {"channels": 60},
-            r"num_heads=8 does not divide channels=60; pass one of \[1, 2, 3, .* 60\]",
+            r"num_heads=8 must divide channels=60; pass one of \[1, 2, 3, .* 60\]",
         ),
-        (
-            {"channels": 8, "num_heads": 0},
-            r"num_heads=0 does not divide channels=8; pass one of \[1",
-        ),
-        (
-            {"channels": 8, "num_heads": -2},
-            r"num_heads=-2 does not divide channels=8; pass one of \[1",
-        ),
-        ({"channels": 8, "dropout": 1.0}, r"dropout=1.0 .* pass 0 <= dropout < 1"),
-        ({"channels": 8, "dropout": -0.1}, r"dropout=-0.1 .* pass 0 <= dropout < 1"),
+        ({"channels": 8, "num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"channels": 8, "num_heads": -2}, "num_heads must be at least 1, got -2"),
+        ({"channels": 8, "dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"channels": 8, "dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
+        ({"channels": 8, "dropout": float("nan")}, "dropout must be .* got nan"),
+        # Not by trying ten thousand million divisors.
+        ({"channels": 10**10 + 1, "num_heads": 10**9}, "num_heads=1000000000 must divide"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         MultiHeadSelfAttention(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 64 / 16}, r"channels must be an int, got 4.0 \(float\)"),
+        ({"channels": "64"}, "channels must be an int, got '64'"),
+        ({"channels": 64, "num_heads": 8.0}, "num_heads must be an int, got 8.0"),
+        ({"channels": 64, "num_heads": None}, "num_heads must be an int, got None"),
+        ({"channels": 64, "bias": "yes"}, "bias must be a bool, got 'yes'"),
+        ({"channels": 64, "dropout": "0.1"}, "dropout must be a float, got '0.1'"),
+    ],
+)
+def test_wrong_types_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        unchecked(**options)
+
+
+def test_tokens_that_are_none():
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got \[\] \(list\)"):
+        unchecked(16)([])
+    with pytest.raises(TypeError, match=r"keys must be floating point, got torch.int64"):
+        unchecked(16)(torch.zeros(1, 5, 16), torch.zeros(1, 5, 16, dtype=torch.long))
 
 
 X, KEYS = torch.zeros(2, 5, 16), torch.zeros(2, 7, 16)
@@ -259,8 +281,9 @@ X, KEYS = torch.zeros(2, 5, 16), torch.zeros(2, 7, 16)
         ([torch.zeros(2, 16, 3, 3)], None, r"x has shape \(2, 16, 3, 3\); pass \(b, n, d\) .*mT"),
         ([X, KEYS[..., :8]], None, r"keys has shape \(2, 7, 8\); pass .* d = channels=16"),
         ([X, KEYS, KEYS[..., :8]], None, r"values has shape \(2, 7, 8\); pass"),
-        ([X, KEYS[:1]], None, r"keys has shape \(1, 7, 16\); pass as many pictures as x, 2"),
+        ([X, KEYS[:1]], None, r"keys has shape \(1, 7, 16\); pass as many images as x, 2"),
         ([X, KEYS, KEYS[:, :6]], None, "keys have m=7 tokens and values m=6; pass one"),
+        ([X[:, :0]], None, r"x has shape \(2, 0, 16\); pass \(b, n, d\) .* n >= 1"),
         ([X, None, KEYS], None, "values are passed without keys; pass both"),
         (
             [X],
@@ -285,3 +308,21 @@ def test_a_feature_map_goes_there_and_back():
     assert torch.equal(x.flatten(2).mT.mT.unflatten(2, (3, 5)), x)
     turned = module(x.mT.flatten(2).mT).mT.unflatten(2, (5, 3)).mT
     torch.testing.assert_close(turned, y)
+
+
+def test_second_derivatives_need_the_kernel_of_plain_operations():
+    module = with_random_weights().double()
+    x = torch.randn(1, 3, 16, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
+        first.sum().backward()
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(module, x, fast_mode=True)
+
+
+def test_tracing_with_fx_needs_the_arguments_that_are_left_out():
+    module = unchecked(16, num_heads=4).eval()
+    left_out = {"keys": None, "values": None, "mask": None}
+    traced = torch.fx.symbolic_trace(module, concrete_args=left_out)
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(traced(x), module(x))

@@ -1,12 +1,25 @@
 """Other people's weights: a converted network gives the scores of the original."""
 
+import importlib
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 
+import attn_course
 from attn_course import CBAM, PyramidSqueezeAttention, SpatialGroupEnhance, SqueezeExcitation
 from attn_course.course import data
 from attn_course.networks import convert_authors, convert_timm, create_network
+
+
+def plain_networks():
+    """The module without the shape checks of these tests, which are stricter than its own."""
+    package = sys.modules.setdefault("plain", ModuleType("plain"))
+    package.__path__ = attn_course.__path__
+    return importlib.import_module("plain.networks")
+
 
 # timm's name and options: our name, mechanism and options
 TIMM = {
@@ -180,10 +193,14 @@ def test_timms_hidden_layer_is_wider(timm, name):
             network.load_state_dict(convert_timm(state_dict), strict=True)
 
 
-# The released networks, told again in their own names.
+# The released networks as we retell them, with the authors' names. Nothing of the authors' code
+# runs here: what these classes show is that names and layout convert, and what the authors' code
+# computes stands in the golden arrays.
 
 
 class ReleasedSE(nn.Module):
+    """The gate of PytorchInsight's se_resnet50, retold."""
+
     def __init__(self, channels):
         super().__init__()
         hidden = channels // 16
@@ -196,6 +213,8 @@ class ReleasedSE(nn.Module):
 
 
 class ReleasedSGE(nn.Module):
+    """The gate of PytorchInsight's sge_resnet50, retold."""
+
     def __init__(self, channels):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, 64, 1, 1))
@@ -210,6 +229,8 @@ class ReleasedSGE(nn.Module):
 
 
 class ReleasedCBAM(nn.Module):
+    """The gate of attention-module's CBAM networks, retold."""
+
     def __init__(self, channels):
         super().__init__()
         first, last = nn.Linear(channels, channels // 16), nn.Linear(channels // 16, channels)
@@ -229,6 +250,8 @@ class ReleasedCBAM(nn.Module):
 
 
 class ReleasedPSA(nn.Module):
+    """What EPSANet puts in place of a 3 × 3, retold."""
+
     def __init__(self, channels, stride):
         super().__init__()
         part = channels // 4
@@ -250,6 +273,8 @@ class ReleasedPSA(nn.Module):
 
 
 class ReleasedBlock(nn.Module):
+    """A residual block with the authors' names, retold."""
+
     def __init__(self, channels, planes, stride, expansion, attention):
         super().__init__()
         bottleneck, out_channels = expansion == 4, expansion * planes
@@ -283,6 +308,8 @@ class ReleasedBlock(nn.Module):
 
 
 class Released(nn.Module):
+    """A network with the authors' names, retold."""
+
     def __init__(self, depths, expansion, attention):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
@@ -330,7 +357,7 @@ def test_authors(name, attention, prefix):
         ("pyramid_squeeze_attention", "conv2", "conv2", lambda: PyramidSqueezeAttention(64)),
     ],
 )
-def test_the_authors_own_arrays(golden, released, here, module):
+def test_golden_arrays_by_their_names_in_a_network(golden, released, here, module):
     arrays = data.golden(golden)
     block = {
         key.replace("param/", f"layer3.5.{released}."): array
@@ -360,3 +387,22 @@ def test_the_authors_own_arrays(golden, released, here, module):
 def test_authors_keys_that_have_no_place(key):
     with pytest.raises(ValueError, match=f"'{key}'.*no place"):
         convert_authors({"conv1.weight": torch.zeros(64, 3, 7, 7), key: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("convert", [convert_timm, convert_authors])
+def test_what_is_no_state_dict(convert):
+    convert = getattr(plain_networks(), convert.__name__)
+    for wrong in (nn.Conv2d(3, 64, 7), "resnet50.pth", None, ["conv1.weight"]):
+        with pytest.raises(TypeError, match=r"state_dict must be a mapping, got .*state_dict"):
+            convert(wrong)
+    with pytest.raises(TypeError, match=r"state_dict must map names to tensors, got 3 .*'epoch'"):
+        convert({"epoch": 3, "state_dict": {}})
+
+
+def test_keys_that_name_the_same_part():
+    weight = torch.zeros(10, 512)
+    message = "state_dict has 'last_linear.weight' and another name for 'fc.weight'; pass one"
+    with pytest.raises(ValueError, match=message):
+        convert_timm({"fc.weight": weight, "last_linear.weight": weight})
+    with pytest.raises(ValueError, match=r"another name for .fc.weight.; pass one"):
+        convert_authors({"fc.weight": weight, "module.fc.weight": weight})

@@ -100,24 +100,31 @@ def test_autocast_keeps_its_precision():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        ({"out_channels": 0}, r"out_channels=0 .* pass out_channels >= 1"),
-        ({"stride": 0}, r"stride=0 .* pass stride >= 1"),
-        ({"kernels": ()}, r"kernels=\(\) and .* pass one number of groups for each kernel"),
-        ({"kernels": (3, 5)}, r"groups=\(1, 4, 8, 16\) are no pairs; pass one number"),
-        ({"kernels": (3, 5, 7, 8)}, r"kernels=\(3, 5, 7, 8\): pass odd sizes"),
-        ({"kernels": (3, 5, 7, -1)}, r"kernels=\(3, 5, 7, -1\): pass odd sizes"),
-        ({"out_channels": 66}, r"out_channels=66 .* pass a multiple of 4"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"out_channels": 0}, "out_channels must be at least 1, got 0"),
+        ({"stride": 0}, "stride must be at least 1, got 0"),
+        ({"kernels": ()}, r"kernels must have at least one number, got \(\)"),
+        ({"kernels": (3, 5)}, r"groups must have 2 numbers, got \(1, 4, 8, 16\)"),
+        ({"kernels": (3, 5, 7, 8)}, r"kernels\[3\] must be odd, got 8; pass 7 or 9"),
+        ({"kernels": (3, 5, 7, -1)}, r"kernels\[3\] must be at least 1, got -1"),
+        ({"out_channels": 66}, "out_channels must be a multiple of 4, got 66; pass, say, 68"),
         (
             {"groups": (1, 4, 8, 32)},
-            r"groups=.* divide channels=64 and the 16 .* \[1, 2, 4, 8, 16\]",
+            r"groups\[3\]=32 .* channels=64 and channels_per_scale=16; .* \[1, 2, 4, 8, 16\]",
         ),
-        ({"groups": (1, 4, 8, 0)}, r"groups=\(1, 4, 8, 0\) must divide"),
-        ({"channels": 72, "out_channels": 64}, r"groups=.* channels=72 .* pass .* \[1, 2, 4, 8\]"),
-        ({"reduction": 17}, r"reduction=17 .* the 16 channels of each scale; pass reduction <= 16"),
-        ({"reduction": 0}, r"reduction=0 .* pass reduction >= 1"),
+        ({"groups": (1, 4, 8, 0)}, r"groups\[3\] must be at least 1, got 0"),
+        ({"channels": 72, "out_channels": 64}, r"groups\[3\]=16 .* channels=72 .* \[1, 2, 4, 8\]"),
+        ({"reduction": 17}, "reduction=17 .* channels_per_scale=16; pass reduction <= 16"),
+        ({"reduction": 0}, "reduction must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         PyramidSqueezeAttention(**{"channels": 64} | options)
+
+
+def test_the_gate_is_called_so_that_its_hooks_run():
+    module, gates = PyramidSqueezeAttention(64), []
+    module.se.register_forward_hook(lambda module, _, out: gates.append(out))
+    module(torch.rand(2, 64, 5, 6))
+    assert [gate.shape for gate in gates] == [(8, 16, 1, 1)]

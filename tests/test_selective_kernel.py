@@ -31,7 +31,7 @@ def released_weights(golden):
 @pytest.mark.parametrize(
     ("name", "stride"), [("selective_kernel", 1), ("selective_kernel_stride2", 2)]
 )
-def test_equals_the_released_computation(name, stride, mode, atol):
+def test_equals_the_transcribed_caffe_network(name, stride, mode, atol):
     golden = data.golden(name)
     module = SelectiveKernel(64, stride=stride).train(mode == "train")
     module.load_state_dict(released_weights(golden), strict=True)
@@ -61,17 +61,17 @@ def test_parameters_follow_the_formula(c_in, c, paths, g, r, least):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        ({"channels": 64, "out_channels": 0}, r"out_channels=0 .* pass out_channels >= 1"),
-        ({"channels": 64, "stride": 0}, r"stride=0 .* pass stride >= 1"),
-        ({"channels": 64, "groups": 0}, r"groups=0 .* pass groups >= 1"),
-        ({"channels": 64, "reduction": 0}, r"reduction=0 .* pass reduction >= 1"),
-        ({"channels": 64, "min_hidden": 0}, r"min_hidden=0 .* pass min_hidden >= 1"),
-        ({"channels": 64, "paths": 1}, r"paths=1 leaves nothing to choose from; pass paths >= 2"),
-        ({"channels": 48}, r"groups=32 must divide channels=48 .* pass, say, groups=16"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"channels": 64, "out_channels": 0}, "out_channels must be at least 1, got 0"),
+        ({"channels": 64, "stride": 0}, "stride must be at least 1, got 0"),
+        ({"channels": 64, "groups": 0}, "groups must be at least 1, got 0"),
+        ({"channels": 64, "reduction": 0}, "reduction must be at least 1, got 0"),
+        ({"channels": 64, "min_hidden": 0}, "min_hidden must be at least 1, got 0"),
+        ({"channels": 64, "paths": 1}, "paths must be at least 2, got 1"),
+        ({"channels": 48}, r"groups=32 must divide channels=48 .* \[1, 2, .* 48\]"),
         (
             {"channels": 64, "out_channels": 24},
-            r"groups=32 .* channels=64 and out_channels=24; pass, say, groups=8",
+            r"groups=32 .* channels=64 and out_channels=24; pass one of \[1, 2, 4, 8\]",
         ),
     ],
 )
@@ -88,6 +88,20 @@ def test_a_training_batch_too_small_is_refused_and_leaves_no_trace(b, method):
     with pytest.raises(ValueError, match=rf"b={b} in training mode.* pass b >= 2 or call eval"):
         getattr(module, method)(torch.rand(b, 32, 5, 5))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_with_frozen_statistics_a_single_image_trains_the_rest():
+    module = SelectiveKernel(32)
+    module.norm.eval()
+    module(torch.rand(1, 32, 5, 5)).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_statistics_of_the_batch_need_two_images_in_evaluation_as_well():
+    module = SelectiveKernel(32).eval()
+    module.norm = torch.nn.BatchNorm1d(32, track_running_stats=False).eval()
+    with pytest.raises(ValueError, match="pass b >= 2"):
+        module(torch.rand(1, 32, 5, 5))
 
 
 @pytest.mark.parametrize("paths", [2, 3, 5])

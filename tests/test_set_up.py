@@ -173,9 +173,9 @@ exec "{python}" -c "import sys; sys.{lie}; exec(sys.argv[1])" "$2"
 
 # A python3 that passes, whose environment holds tools that only write down their calls.
 STAND_IN = """#!/bin/sh
-if [ "$*" = "-m venv .venv" ]; then
-    mkdir -p .venv/bin
-    for tool in python jupyter pytest; do cp tool .venv/bin/$tool; done
+if [ "$1 $2" = "-m venv" ]; then
+    mkdir -p $3/bin
+    for tool in python jupyter pytest; do cp tool $3/bin/$tool; done
 fi
 """
 TOOL = """#!/bin/sh
@@ -230,6 +230,23 @@ def test_make_installs_once(copy):
     assert calls_of_make_test() == ["pytest --nbval --numprocesses 2 --dist loadfile"]
     os.utime(copy / ".venv/ready", (0, 0))  # now requirements.txt is newer
     assert installs in calls_of_make_test()
+
+
+@needs_make
+def test_make_versions_takes_the_lowest_that_users_may_have(copy):
+    """And each other package as pinned."""
+    script(copy / "python3", STAND_IN)
+    script(copy / "tool", TOOL)
+    done = make(copy, "versions")
+    assert done.returncode == 0, done.stderr
+    assert "python -m pip install -r .venv-lowest/lowest" in (copy / "calls").read_text()
+    (copy / "requirements.txt").write_text((copy / ".venv-lowest/lowest").read_text())
+    package = [Requirement(line) for line in project(ROOT)["dependencies"]]
+    lowest = {
+        requirement.name: next(s.version for s in requirement.specifier if s.operator == ">=")
+        for requirement in package
+    }
+    assert pins(copy) == pins(ROOT) | lowest
 
 
 @needs_make

@@ -60,14 +60,18 @@ def test_a_fresh_gate_is_constant():
     [
         (
             {"channels": 48},
-            r"groups=64 does not divide channels=48; pass one of \[1, 2, 3, .* 48\]",
+            r"groups=64 must divide channels=48; pass one of \[1, 2, 3, .* 48\]",
         ),
-        ({"channels": 60, "groups": 8}, r"groups=8 does not divide channels=60; pass one of \[1"),
-        ({"channels": 8, "groups": 0}, r"groups=0 does not divide channels=8; pass one of \[1"),
-        ({"channels": 8, "groups": -2}, r"groups=-2 does not divide channels=8; pass one of \[1"),
-        ({"channels": 0}, r"channels=0 .* pass channels >= 1"),
-        ({"channels": 64, "eps": 0.0}, r"eps=0.0 .* pass eps > 0"),
-        ({"channels": 64, "eps": -1e-5}, r"eps=-1e-05 .* pass eps > 0"),
+        ({"channels": 60, "groups": 8}, r"groups=8 must divide channels=60; pass one of \[1"),
+        ({"channels": 8, "groups": 0}, "groups must be at least 1, got 0"),
+        ({"channels": 8, "groups": -2}, "groups must be at least 1, got -2"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"channels": 64, "eps": 0.0}, "eps must be finite and at least 1e-12, got 0.0"),
+        ({"channels": 64, "eps": -1e-5}, "eps must be .* got -1e-05"),
+        ({"channels": 64, "eps": float("nan")}, "eps must be .* got nan"),
+        ({"channels": 64, "eps": float("inf")}, "eps must be .* got inf"),
+        ({"channels": 64, "eps": 1e-50}, "eps must be .* got 1e-50"),
+        ({"channels": 10**18, "groups": 7}, r"groups=7 must divide .* pass one of \[1, 2, 4, 5"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -129,3 +133,25 @@ def test_turning_the_channels_of_a_group_leaves_the_gate_alone():
     turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
     turned = torch.einsum("jk, bgkhw -> bgjhw", turn, x.unflatten(1, (3, 4))).flatten(1, 2)
     torch.testing.assert_close(module.attention(turned), module.attention(x))
+
+
+@pytest.mark.parametrize("size", [(3, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("value", [0.0, 1.7], ids=str)
+def test_a_constant_map_has_second_derivatives(value, size):
+    module = with_random_weights(8, 2)
+    x = torch.full((1, 8, *size), value, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert gradient.isfinite().all()
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [1e-3, 1.0, 6e4], ids=str)
+def test_the_smallest_eps_is_safe_in_single_precision(value):
+    module = SpatialGroupEnhance(8, 2, eps=1e-12)
+    nn.init.ones_(module.weight)
+    x = torch.full((1, 8, 5, 5), value, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()

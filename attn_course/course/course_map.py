@@ -63,7 +63,10 @@ def draw_course_map(here: str | None = None) -> Figure:
     """Draws the map of the course, for saving; `course_map` shows it."""
     names = [mechanism.short for family in FAMILIES for mechanism in family.mechanisms]
     if here is not None and here not in names:
-        raise ValueError(f"here is {here!r}: give one of {', '.join(names)}, or nothing")
+        raise ValueError(
+            f"here is {here!r}: give one of {', '.join(names)}, which have a card in FAMILIES of "
+            "attn_course/course/course_map.py, or nothing"
+        )
 
     figure = plt.figure(figsize=(WIDTH / 75, HEIGHT / 75), dpi=150, layout="none")
     axes = figure.add_axes((0, 0, 1, 1))

@@ -1,7 +1,8 @@
 """The course's real data: photographs, Fashion-MNIST, text and its networks, golden arrays.
 
 All of it lives in the course's repository, so that no notebook needs a network. What each file is,
-who made it and under which licence stands in ``data/README.md``.
+who made it and under which licence stands in ``data/README.md``; the golden arrays have their own
+``tests/golden/README.md``.
 """
 
 from dataclasses import dataclass
@@ -129,10 +130,12 @@ def text_recogniser() -> TextRecogniser:
 
 
 def golden(name: str) -> dict[str, Tensor]:
-    """What the authors' released code computes for one mechanism, as arrays to compare with.
+    """What released code computes for one mechanism, as arrays to compare with.
+
+    Whose code it is, the authors' or another's, stands in ``tests/golden/README.md``.
 
     Args:
-        name: The mechanism's module, as in ``attn_course/<name>.py``.
+        name: The file's, without ``.npz``: the mechanism, or one variant of it.
 
     Returns:
         The arrays by name: ``x``, ``param/...`` for each weight, ``y_...`` for outputs and

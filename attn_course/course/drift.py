@@ -8,7 +8,9 @@ from pathlib import Path
 import jupytext
 from nbformat import NotebookNode
 
-from attn_course.course.export import module_source
+from attn_course.course import provenance
+from attn_course.course.export import ExportError, check_module, module_source
+from attn_course.course.twins import TwinsDisagree, as_twin, check_no_conflict, twin_of
 
 # The H2 headings of a chapter, in this order.
 SECTIONS = (
@@ -38,21 +40,22 @@ class Drift(Exception):
 
 def check_twin(notebook: Path) -> None:
     """The text twin is, word for word, what jupytext makes of the notebook."""
-    twin = notebook.parent / "text" / f"{notebook.stem}.md"
+    twin = twin_of(notebook)
     if not twin.exists():
         raise Drift(f"{notebook.name} has no twin {twin.name}; run `make notebooks`")
+    try:
+        check_no_conflict(twin)
+        check_no_conflict(notebook)
+    except TwinsDisagree as conflict:
+        raise Drift(str(conflict)) from None
     from_twin = [(cell.cell_type, cell.source) for cell in jupytext.read(twin).cells]
-    from_notebook = [(cell.cell_type, cell.source) for cell in jupytext.read(notebook).cells]
-    if from_twin != from_notebook or twin.read_text(encoding="utf-8") != as_twin(notebook):
+    content = jupytext.read(notebook)
+    from_notebook = [(cell.cell_type, cell.source) for cell in content.cells]
+    if from_twin != from_notebook or twin.read_text(encoding="utf-8") != as_twin(content):
         raise Drift(
             f"text/{twin.name} and {notebook.name} differ; run `make notebooks`: "
-            "jupytext takes over the one that was changed last"
+            "it takes over the edits of both"
         )
-
-
-def as_twin(notebook: Path) -> str:
-    """The text that jupytext pairs with a notebook."""
-    return str(jupytext.writes(jupytext.read(notebook), fmt="md:myst"))
 
 
 def check_export(notebook: Path) -> None:
@@ -60,39 +63,61 @@ def check_export(notebook: Path) -> None:
     if not is_chapter(notebook):
         return
     name, source = module_source(notebook)
-    module = notebook.parents[1] / "attn_course" / f"{name}.py"
-    if not module.exists() or module.read_text(encoding="utf-8") != source:
-        raise Drift(
-            f"attn_course/{module.name} is not what {notebook.name} exports; "
-            "edit the notebook, never the module, and run `make notebooks`"
-        )
+    try:
+        check_module(notebook.parents[1] / "attn_course" / f"{name}.py", source, notebook.name)
+    except ExportError as difference:
+        raise Drift(str(difference)) from None
 
 
 def check_modules_have_notebooks(package: Path, notebooks: Path) -> None:
-    """Every module of the package, apart from the hand-written `__init__.py`, is exported."""
+    """Every module of the package is exported, apart from those that start with an underscore."""
     exported = {module_source(path)[0] for path in notebooks.glob("*.ipynb") if is_chapter(path)}
-    for module in sorted(package.glob("*.py")):
-        if module.stem not in exported | {"__init__"}:
+    for module in sorted(package.glob("[!_]*.py")):
+        if module.stem not in exported:
             raise Drift(
-                f"attn_course/{module.name} comes from no notebook; "
-                "what is written by hand belongs in attn_course/course/"
+                f"attn_course/{module.name} comes from no notebook; what is written by hand "
+                "belongs in attn_course/course/, or starts with an underscore"
             )
 
 
 def check_executed(notebook: Path) -> None:
-    """Every code cell ran, once, in order, without a warning or an unexpected error."""
-    code = [
-        cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code" and cell.source
-    ]
-    for count, cell in enumerate(code, start=1):
-        where = f"{notebook.name}, code cell {count} (`{cell.source.splitlines()[0]}`)"
+    """What the notebook stores is what its code printed and drew."""
+    check_outputs(notebook.name, jupytext.read(notebook), notebook.parents[1])
+
+
+def check_outputs(name: str, content: NotebookNode, root: Path) -> None:
+    """Every code cell ran as it stands, once, in order, without a warning or unexpected error.
+
+    And nothing that they import from the package has changed since.
+    """
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    ran = provenance.code_of(provenance.recorded_cells(content))
+    count = 0
+    for index, cell in enumerate(code):
+        if not cell.source:
+            continue
+        count += 1
+        where = f"{name}, code cell {count} (`{cell.source.splitlines()[0]}`)"
         if cell.execution_count != count:
             raise Drift(f"{where} was not executed in order; run `make notebooks`")
+        if ran[index : index + 1] != [provenance.digest(cell.source)]:
+            raise Drift(
+                f"{where} has changed since `make notebooks` stored its output; run it again. "
+                "To keep answers to exercises, work in a copy: `make copy`"
+            )
         kinds = {output.output_type for output in cell.outputs}
         if "error" in kinds and "raises-exception" not in cell.metadata.get("tags", []):
             raise Drift(f"{where} stores an error; repair the cell and run `make notebooks`")
         if any(output.get("name") == "stderr" for output in cell.outputs):
             raise Drift(f"{where} stores a warning; repair the cell and run `make notebooks`")
+    if len(ran) > len(code):
+        raise Drift(f"{name} lost a code cell since its outputs were stored; run `make notebooks`")
+    now, before = provenance.imports(content, root), provenance.recorded_imports(content)
+    if changed := sorted(path for path in now | before if now.get(path) != before.get(path)):
+        raise Drift(
+            f"{name} imports {', '.join(changed)}, changed since its outputs were stored; "
+            "run `make notebooks`"
+        )
 
 
 def check_anatomy(notebook: Path) -> None:

@@ -7,7 +7,7 @@ SelfTest = Callable[[Any], None]
 
 
 def attempt(test: SelfTest, answer: Any) -> None:
-    """Run a self-test on the reader's answer and print what to do next.
+    """Run a self-test on the reader's answer and print what to do next, whatever the answer does.
 
     Args:
         test: A function of the answer that raises AssertionError; its message names the likely
@@ -21,6 +21,10 @@ def attempt(test: SelfTest, answer: Any) -> None:
         test(answer)
     except AssertionError as mistake:
         print(f"not yet: {mistake}")
+    except Exception as error:
+        what = "a class" if isinstance(answer, type) else f"of type {type(answer).__name__}"
+        reason = str(error).partition("\n")[0]
+        print(f"not yet: your answer, {what}, raised {type(error).__name__}: {reason}")
     else:
         print("right")
 

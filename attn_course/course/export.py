@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from attn_course.course import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
+CELL_ID = re.compile(r"^(# %% .*) #\w+$", re.MULTILINE)  # new when a notebook is made from its twin
+DRAFT = "ATTN_COURSE_DRAFT"  # where `make notebooks` keeps the notebook that it is running
 
 
 class ExportError(RuntimeError):
@@ -32,7 +35,8 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
 
     The module is loaded from a temporary file first. It takes the package's place only if it
     holds what this kernel ran, and if the class in it, given the weights of the notebook's class,
-    returns the same outputs bit for bit in training and in evaluation mode.
+    returns the same outputs bit for bit in training and in evaluation mode. Under pytest nothing
+    is written: the module must be there. A copy of a notebook, elsewhere, leaves the module alone.
 
     Args:
         notebook: File name of the notebook that calls this, in the kernel's folder.
@@ -41,25 +45,45 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
         **options: Arguments of the constructor.
 
     Raises:
-        ExportError: The saved notebook is not what the kernel ran.
+        ExportError: The saved notebook is not what the kernel ran, or not in the kernel's folder;
+            under pytest also if the module is not what the notebook exports.
         AssertionError: The exported class computes something else.
     """
     path = Path(notebook).resolve()
-    changed = changed_since_saved(path, kernel.ran)
+    draft = os.environ.get(DRAFT)  # `make notebooks` replaces the notebook when all of it has run
+    saved = Path(draft) if draft else path
+    if not saved.exists():
+        raise ExportError(f"there is no {notebook} in {path.parent}: run it in notebooks/")
+    changed = changed_since_saved(saved, kernel.ran)
     if changed:
         raise ExportError(
             f"{notebook} on disk is not what this kernel ran: {', '.join(changed)} differ. "
             "Save the notebook, then restart the kernel and run all cells"
         )
-    name, source = module_source(path)
+    name, source = module_source(saved)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder, f"{name}.py")
         candidate.write_text(source, encoding="utf-8")
         exported = getattr(load_module(candidate, f"attn_course.{name}"), cls.__name__)
         assert_same_outputs(cls(**options), exported(**options), inputs)
     module = path.parents[1] / "attn_course" / f"{name}.py"
-    write_if_changed(module, source)
+    if path.parent.name != "notebooks" or not module.parent.is_dir():
+        print(f"this notebook is a copy: its {cls.__name__} would export, and nothing was written")
+        return
+    if not draft and "PYTEST_VERSION" in os.environ:
+        check_module(module, source, notebook)
+    elif not draft:
+        write_if_changed(module, source)
     print(f"attn_course/{module.name} holds this notebook's {cls.__name__}: equal outputs")
+
+
+def check_module(module: Path, source: str, notebook: str) -> None:
+    """The module in the package is, byte for byte, what the notebook exports."""
+    if not module.exists() or module.read_text(encoding="utf-8") != source:
+        raise ExportError(
+            f"attn_course/{module.name} is not what {notebook} exports; "
+            "edit the notebook, never the module, and run `make notebooks`"
+        )
 
 
 def module_source(notebook: Path) -> tuple[str, str]:
@@ -80,7 +104,9 @@ def module_source(notebook: Path) -> tuple[str, str]:
                 f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
                 "and the cells of the module need `#| export`"
             )
-        return modules[0].stem, format_source(modules[0].read_text(encoding="utf-8"))
+        text = CELL_ID.sub(r"\1", modules[0].read_text(encoding="utf-8"))
+        # nbdev makes imports from the package relative where they take one line; so do we the rest
+        return modules[0].stem, format_source(re.sub(r"(?m)^from attn_course\.", "from .", text))
 
 
 def format_source(source: str) -> str:
@@ -93,11 +119,24 @@ def format_source(source: str) -> str:
 
 
 def changed_since_saved(notebook: Path, ran: Sequence[str]) -> list[str]:
-    """Names whose exported definition in the saved notebook is not the one that ran last."""
-    cells = jupytext.read(notebook).cells
-    saved = exported_definitions([cell.source for cell in cells if cell.cell_type == "code"])
+    """Names whose exported definition in the saved notebook is not the one that ran last.
+
+    If there are none: the cells of the saved notebook that did not run as they stand.
+
+    The last cell calls `export` and is still running; one that raises never runs to its end.
+    """
+    cells = [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    saved = exported_definitions([cell.source for cell in cells])
     live = exported_definitions(ran)
-    return sorted(name for name in saved | live if saved.get(name) != live.get(name))
+    names = sorted(name for name in saved | live if saved.get(name) != live.get(name))
+    finished = {source.strip() for source in ran}
+    return names or [
+        f"`{cell.source.splitlines()[0]}`"
+        for cell in cells[:-1]
+        if cell.source.strip()
+        and cell.source.strip() not in finished
+        and "raises-exception" not in cell.metadata.get("tags", [])
+    ]
 
 
 def exported_definitions(cells: Sequence[str]) -> dict[str, str]:
@@ -149,6 +188,9 @@ def write_if_changed(path: Path, text: str) -> None:
     """Replace a file in one step, and leave it alone if it holds the text already."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
