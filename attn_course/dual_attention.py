@@ -83,7 +83,7 @@ class PositionAttention(nn.Module):
             sizes. The gradients of `torch.func` refuse chunks; for them pass chunk >= n / 4.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -150,8 +150,8 @@ class ChannelAttention(nn.Module):
             code, the default. False takes the softmax of E, the paper's formula.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape. To trace this half by itself
-        with torch.fx, pass `concrete_args={"residual": None}`.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape. To trace this half by
+        itself with torch.fx, pass `concrete_args={"residual": None}`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -207,7 +207,7 @@ class DualAttention(nn.Module):
         chunk: How many positions ask at a time; see PositionAttention.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape.
 
     Raises:
         TypeError: An argument has the wrong type.

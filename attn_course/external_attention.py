@@ -53,13 +53,13 @@ class ExternalAttention(nn.Module):
 
     Args:
         channels: Number of channels c of the feature map.
-        memory_size: Number of rows S of each memory. 64 is the paper's choice.
+        memory_size: Number of rows S of each memory. The released code has 64.
         bias: Whether b₁ exists. The authors' released code has it, hence the default. The softmax
             over the positions cancels it: it changes no result, and its gradient is zero.
 
     Shape:
-        x: (b, c, h, w), any h and w. The result has the same shape. A batch norm in training
-        mode needs two values of each channel: b · h · w must be at least 2.
+        x: (b, c, h, w), h and w at least 1. The result has the same shape. A batch norm in
+        training mode needs two values of each channel: b · h · w must be at least 2.
 
     Raises:
         TypeError: An argument has the wrong type.

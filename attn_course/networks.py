@@ -219,8 +219,8 @@ class ResNet(nn.Module):
             w; "small" for one 3 × 3 that leaves all, for pictures of 32 × 32 or so.
         groups: Groups of the bottleneck's 3 × 3; ResNeXt-50 has 32.
         width_per_group: Channels of each group where planes are 64. ResNeXt-50 has 4.
-        stride_in_1x1: Whether the stride of a bottleneck is in its first 1 × 1, as in the paper,
-            or in its 3 × 3, as in torchvision and timm, the default.
+        stride_in_1x1: Whether the stride of a bottleneck is in its first 1 × 1, as in the authors'
+            Caffe models, or in its 3 × 3, as in torchvision and timm, the default.
         gate: Makes a gate from the number of channels: gate(channels). It stands in every block
             after the last batch norm and before the addition.
         conv: Makes what replaces the 3 × 3: conv(channels, stride=stride). In a basic block it
@@ -628,7 +628,8 @@ def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     | skresnext50_32x4d                             | "resnet50" with "sk"                |
 
     * These pool without padding: set the network's `maxpool` to
-    nn.MaxPool2d(3, 2, ceil_mode=True).
+    nn.MaxPool2d(3, 2, ceil_mode=True). In training timm drops 0.2 of their last features, unless
+    they were made with drop_rate=0.0.
 
     Some networks differ in parts without weights, which no name shows: resnetaa50, resnetblur18,
     resnetblur50, legacy_seresnet18 and legacy_seresnet34 convert and compute something else.
