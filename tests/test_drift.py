@@ -14,6 +14,7 @@ from attn_course.course.drift import Drift
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MODULES = sorted((ROOT / "attn_course").glob("[!_]*.py"))
 CHAPTER = "01_squeeze_excitation"
 
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -31,6 +32,14 @@ def test_nothing_has_drifted(check, notebook):
 
 def test_every_module_has_a_notebook():
     drift.check_modules_have_notebooks(ROOT / "attn_course", ROOT / "notebooks")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_every_module_is_handed_on_and_tested(module):
+    names = (ROOT / "attn_course/__init__.py").read_text(encoding="utf-8")
+    line = f"\nfrom attn_course.{module.stem} import "
+    assert line in names, f"import the class of {module.name} in attn_course/__init__.py"
+    assert (ROOT / f"tests/test_{module.name}").exists(), f"write tests/test_{module.name}"
 
 
 @every_notebook

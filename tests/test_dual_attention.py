@@ -1,6 +1,7 @@
 """Dual Attention: what its notebook does not say."""
 
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -232,6 +233,7 @@ def test_three_scores_of_the_head():
 def two_steps(rank, meeting_point, auxiliary):
     """One of two processes that train the head; its picture is not the other's."""
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2
     )
@@ -255,6 +257,7 @@ def two_steps(rank, meeting_point, auxiliary):
     ):
         if name.startswith(names):
             assert not torch.equal(before, after), name
+    torch.distributed.barrier()  # who leaves early cuts the other's connection
     torch.distributed.destroy_process_group()
 
 

@@ -97,6 +97,13 @@ def test_a_missing_clone_is_one_line_with_the_command(tmp_path):
     assert line == f"{clone} is missing: {command}"
 
 
+def test_one_array_asks_for_its_own_repository_alone(tmp_path):
+    done = run("--clones", tmp_path, "--out", tmp_path / "out", "selective_kernel")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "selective_kernel: written\n"
+    assert "no recipe for some" in run("--clones", tmp_path, "some").stderr
+
+
 @needs_git
 def test_a_clone_without_the_commit_is_one_line_with_the_command(tmp_path):
     clone = tmp_path / "PytorchInsight"

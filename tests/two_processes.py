@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from uses import MODULE_COLUMNS, NETWORK_COLUMNS
+from uses import MODULE_COLUMNS, NETWORK_COLUMNS, OLD_TORCH
 
 
 def run(rank, folder):
@@ -21,9 +21,11 @@ def run(rank, folder):
     for subject in MODULE_COLUMNS + NETWORK_COLUMNS:
         by_ddp, found["DDP"][subject.name] = attempt(trained_by_ddp, subject, rank)
         by_fsdp, found["FSDP2"][subject.name] = attempt(trained_by_fsdp, subject, rank)
-        if by_ddp and by_fsdp:
+        # The FSDP2 of torch 2.8 adds up the gradients where gloo's processes should average them.
+        if by_ddp and by_fsdp and not OLD_TORCH:
             _, found["FSDP2"][subject.name] = attempt(torch.testing.assert_close, by_fsdp, by_ddp)
     (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()  # who leaves early cuts the other's connection
     dist.destroy_process_group()
 
 

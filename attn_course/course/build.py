@@ -116,6 +116,8 @@ def edited(content: NotebookNode) -> bool:
 
 def why_run(name: str, content: NotebookNode, root: Path) -> str:
     """Why the outputs cannot stay, or nothing if they can."""
+    if not provenance.recorded_cells(content):
+        return "it is new"
     try:
         check_outputs(name, content, root)
     except Drift as reason:

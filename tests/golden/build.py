@@ -2,6 +2,7 @@
 
     python tests/golden/build.py --clones DIR              # compare with what is stored
     python tests/golden/build.py --clones DIR --out DIR    # write them instead
+    python tests/golden/build.py --clones DIR cbam         # one, or some, by name
 
 The folder of clones holds each repository of `README.md` under its own name; what is missing is
 named together with the command that brings it. The files are read at the commits below, whatever
@@ -363,10 +364,13 @@ def main() -> None:
     )
     parser.add_argument("--clones", type=Path, required=True, help="folder of the repositories")
     parser.add_argument("--out", type=Path, help="write the arrays there; do not compare")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which arrays; all by default")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(RECIPES):
+        parser.error(f"no recipe for {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
     torch.set_num_threads(THREADS)
     differing = []
-    for name in RECIPES:
+    for name in options.names or RECIPES:
         made = rebuild(name, options.clones)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
