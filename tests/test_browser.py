@@ -21,38 +21,43 @@ from conftest import WINDOWS
 ROOT = Path(__file__).parents[1]
 RUN_IN_BROWSER = "00_start_here.ipynb"
 
-OPEN_ALL = """
-() => {
-  document.querySelectorAll("details").forEach(node => node.open = true);
-  document.querySelectorAll(".jp-Notebook-cell.lm-mod-hidden").forEach(cell =>
-    cell.classList.remove("lm-mod-hidden"));
-}
-"""
-
+# What is folded away takes part: it is open while the page is measured, then as it was.
 LOOK_AT_CELLS = r"""
-() => [...document.querySelectorAll(".jp-Notebook-cell")].map(cell => {
-  const all = selector => [...cell.querySelectorAll(selector)];
-  const tooWide = share => all(".jp-MarkdownOutput").some(output => {
-    output.style.maxWidth = `${share}%`;
-    const found = [output, ...output.querySelectorAll(":not(mjx-container *)")].some(node =>
-      node.clientWidth && node.scrollWidth > node.clientWidth + 1);
-    output.style.maxWidth = "";
-    return found;
-  });
-  const prose = new DOMParser().parseFromString(  // a copy that loads no pictures
-    all(".jp-MarkdownOutput").map(node => node.innerHTML).join(), "text/html").body;
-  prose.querySelectorAll("code, pre, mjx-container").forEach(node => node.remove());
-  return {
-    prose: prose.textContent,
-    badMath: all("mjx-assistive-mml :is(merror, mtext[mathcolor=red])").map(n => n.textContent),
-    diagrams: all(".jp-RenderedMermaid img").filter(img => img.naturalWidth).length,
-    figures: all("[data-mime-type='image/png'] img").filter(img => img.naturalWidth).length,
-    broken: all(".jp-MarkdownOutput img").some(img => img.complete && !img.naturalWidth),
-    complaints: all("[data-mime-type='application/vnd.jupyter.stderr']").length,
-    tooWide: [100, 99, 98, 97, 96, 95].some(tooWide),  // a formula may hit the edge at one only
-    folded: all(".jp-InputPlaceholder").length > 0,
+() => {
+  const closed = [...document.querySelectorAll("details:not([open])")];
+  const hidden = [...document.querySelectorAll(".jp-Notebook-cell.lm-mod-hidden")];
+  const fold = folded => {
+    closed.forEach(node => node.open = !folded);
+    hidden.forEach(cell => cell.classList.toggle("lm-mod-hidden", folded));
   };
-})
+  const lookAt = cell => {
+    const all = selector => [...cell.querySelectorAll(selector)];
+    const tooWide = share => all(".jp-MarkdownOutput").some(output => {
+      output.style.maxWidth = `${share}%`;
+      const found = [output, ...output.querySelectorAll(":not(mjx-container *)")].some(node =>
+        node.clientWidth && node.scrollWidth > node.clientWidth + 1);
+      output.style.maxWidth = "";
+      return found;
+    });
+    const prose = new DOMParser().parseFromString(  // a copy that loads no pictures
+      all(".jp-MarkdownOutput").map(node => node.innerHTML).join(), "text/html").body;
+    prose.querySelectorAll("code, pre, mjx-container").forEach(node => node.remove());
+    return {
+      prose: prose.textContent,
+      badMath: all("mjx-assistive-mml :is(merror, mtext[mathcolor=red])").map(n => n.textContent),
+      diagrams: all(".jp-RenderedMermaid img").filter(img => img.naturalWidth).length,
+      figures: all("[data-mime-type='image/png'] img").filter(img => img.naturalWidth).length,
+      broken: all(".jp-MarkdownOutput img").some(img => img.complete && !img.naturalWidth),
+      complaints: all("[data-mime-type='application/vnd.jupyter.stderr']").length,
+      tooWide: [100, 99, 98, 97, 96, 95].some(tooWide),  // a formula may hit the edge at one only
+      folded: all(".jp-InputPlaceholder").length > 0,
+    };
+  };
+  fold(false);
+  const seen = [...document.querySelectorAll(".jp-Notebook-cell")].map(lookAt);
+  fold(true);
+  return seen;
+}
 """
 
 
@@ -78,7 +83,6 @@ def look(reading):
     if dialogs := reading.page.locator(".jp-Dialog").all_inner_texts():
         return [f"{reading.notebook.name}, dialog {dialog!r}" for dialog in dialogs]
     cells = nbformat.read(reading.notebook, as_version=4).cells
-    reading.page.evaluate(OPEN_ALL)
     shown = reading.page.evaluate(LOOK_AT_CELLS)
     found = [] if len(shown) == len(cells) else [f"{len(shown)} of {len(cells)} cells shown"]
     for number, (cell, seen) in enumerate(zip(cells, shown, strict=False)):
