@@ -268,6 +268,10 @@ def test_wrong_types_are_named(options, message):
 def test_tokens_that_are_none():
     with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got \[\] \(list\)"):
         unchecked(16)([])
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got None"):
+        unchecked(16)(None)
+    with pytest.raises(TypeError, match=r"mask must be a torch.Tensor, got \[1\] \(list\)"):
+        unchecked(16)(torch.zeros(1, 5, 16), mask=[1])
     with pytest.raises(TypeError, match=r"keys must be floating point, got torch.int64"):
         unchecked(16)(torch.zeros(1, 5, 16), torch.zeros(1, 5, 16, dtype=torch.long))
 

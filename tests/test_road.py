@@ -270,6 +270,17 @@ def test_a_removed_and_an_added_cell_come_together(notebook, twin):
     assert len(sources) == len(content.cells) - 1
 
 
+def test_an_edit_made_while_the_chapter_runs_survives(project, notebook, twin):
+    late = "from pathlib import Path\n\npath = Path('text/99_some_mechanism.md')\n"
+    late += "path.write_text(path.read_text().replace('Three to five lines', 'A late thought'))\n"
+    replace(twin, "import time\n", late + "import time\n")
+    before = notebook.read_text()
+    with pytest.raises(BuildError, match="was edited while it was built"):
+        build.build(project)
+    assert "- A late thought" in twin.read_text()
+    assert notebook.read_text() == before
+
+
 def test_conflict_markers_are_refused(project, notebook, twin):
     clean = twin.read_text()
     conflict = "<<<<<<< HEAD\n- Ours.\n=======\n- Theirs.\n>>>>>>> branch"

@@ -58,12 +58,14 @@ def build(root: Path, only: str = "") -> None:
     wanted = {name: read_formatted(folder / f"{name}.ipynb") for name in [only or n for n in names]}
     # Edited chapters first, since others import the modules that they make; 00 makes none.
     for name in sorted(wanted, key=lambda n: (not edited(wanted[n]), n.startswith("00_"), n)):
-        build_chapter(folder / f"{name}.ipynb", wanted[name], always=bool(only))
+        build_chapter(folder / f"{name}.ipynb", always=bool(only))
 
 
-def build_chapter(notebook: Path, content: NotebookNode, always: bool) -> None:
+def build_chapter(notebook: Path, always: bool) -> None:
     """Run a chapter if it must be, then write its module, its twin and the notebook."""
     root = notebook.parents[1]
+    content = read_formatted(notebook)
+    read = provenance.fingerprints(content)
     reason = "named" if always else why_run(notebook.name, content, root)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, notebook.name)
@@ -75,6 +77,11 @@ def build_chapter(notebook: Path, content: NotebookNode, always: bool) -> None:
             run(content, notebook, draft)
             keep_settled(content, stored)
             print(f"{notebook.stem}: {time.monotonic() - start:.0f} s", flush=True)
+        if provenance.fingerprints(read_formatted(notebook)) != read:
+            raise BuildError(
+                f"{notebook.stem} was edited while it was built and stays as it is; "
+                "run `make notebooks` again"
+            )
         if is_chapter(notebook):
             module, source = module_source(draft)
             write_if_changed(root / "attn_course" / f"{module}.py", source)
