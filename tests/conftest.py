@@ -37,24 +37,27 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
 CHECKOUT = pytest.StashKey[list[str]]()
-MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM = "mjx-assistive-mml { display: none }"
-# A window in which notebook and contents stand side by side, and a small laptop's.
-WINDOWS = [{"width": 1280, "height": 1120}, {"width": 1152, "height": 864}]
+# A small laptop's window, and one with more room; notebook and contents stand side by side.
+WINDOWS = [{"width": 1152, "height": 864}, {"width": 1280, "height": 1120}]
 
 
 def wide_fonts():
     """CSS that shows all text in DejaVu, which matplotlib brings: no machine's own font counts.
 
     Its letters are about the widest and tallest of all fonts for the screen, and MathJax scales
-    formulas to the letters around them: what fits here fits elsewhere.
+    formulas to the letters around them: what fits here fits elsewhere. Beside each formula MathJax
+    lays out an unseen copy for screen readers, in the machine's font for mathematics: where that
+    does not fit, the reader has a scroll bar all the same.
     """
     folder = Path(matplotlib.get_data_path(), "fonts/ttf")
-    faces = [("Wide", "", "normal"), ("Wide", "-Bold", "bold"), ("WideMono", "Mono", "normal")]
+    faces = [("Wide", "Sans", "normal"), ("Wide", "Sans-Bold", "bold")]
+    faces += [("WideMono", "SansMono", "normal"), ("WideMath", "Serif", "normal")]
     css = ":root, body"
     css += " { --jp-ui-font-family: Wide !important; --jp-content-font-family: Wide !important;"
     css += " --jp-code-font-family: WideMono !important }"
+    css += "math { font-family: Wide, WideMath }"  # the second has the letters of formulas
     for family, variant, weight in faces:
-        font = base64.b64encode((folder / f"DejaVuSans{variant}.ttf").read_bytes()).decode()
+        font = base64.b64encode((folder / f"DejaVu{variant}.ttf").read_bytes()).decode()
         css += f"@font-face {{ font-family: {family}; font-weight: {weight};"
         css += f" src: url(data:font/ttf;base64,{font}) }}"
     return css
@@ -167,7 +170,7 @@ def read(browser, lab, course_copy):
         reading = Reading(page, course_copy / "notebooks" / name, theme, heard=[])
         listen(page, reading.heard)
         page.goto(f"{lab}/lab/tree/notebooks/{name}?token=reader&reset")
-        page.add_style_tag(content=MATH_FOR_SCREEN_READERS_TAKES_NO_ROOM + wide_fonts())
+        page.add_style_tag(content=wide_fonts())
         page.evaluate(
             "Promise.all(['', 'bold'].map(weight => document.fonts.load(`${weight} 1em Wide`)))"
         )

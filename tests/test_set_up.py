@@ -261,3 +261,24 @@ def test_make_lab_opens_the_first_notebook(copy):
     assert "--no-browser" not in with_screen
     opened = re.search(r"default_url=/lab/tree/(\S+)", with_screen)[1]
     assert (ROOT / opened).exists()
+
+
+# -- what a machine lacks -----------------------------------------------------------------------
+
+
+def test_the_closing_lines_say_what_was_skipped_and_what_would_run_it(tmp_path):
+    """Once for each reason, also where several processes ran the tests."""
+    (tmp_path / "without_timm.py").write_text("import sys\n\nsys.modules['timm'] = None\n")
+    # no browser is on this PATH
+    env = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "pytest", "-p", "without_timm", "-p", "no:cacheprovider"]
+    command += ["--nbval", "--numprocesses=2", "--dist=load", "-k", "reads_well or test_timm"]
+    command += ["tests/test_browser.py", "tests/test_network_weights.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    closing_lines = done.stdout.partition("= skipped, and what would run it =")[2]
+    skipped = re.findall(r"^(\d+) skipped: (.*)$", closing_lines, re.MULTILINE)
+    no_chromium, no_timm = sorted(reason for _, reason in skipped)
+    assert "apt install chromium" in no_chromium
+    assert re.fullmatch(r"timm is not installed: .* pip install .*timm==.*", no_timm)
+    total = re.search(r"(\d+) skipped.* in ", closing_lines)[1]
+    assert sum(int(number) for number, _ in skipped) == int(total) > 2
