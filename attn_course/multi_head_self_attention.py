@@ -174,8 +174,9 @@ class MultiHeadSelfAttention(nn.Module):
         """Requires that all have the module's width and fit together."""
         if values is not None and keys is None:
             raise ValueError("values are passed without keys; pass both, or keys alone")
-        for name, tokens in (("x", x), ("keys", keys), ("values", values)):
-            if tokens is None and name != "x":
+        check_tokens(x, self.channels)
+        for name, tokens in (("keys", keys), ("values", values)):
+            if tokens is None:
                 continue
             check_tokens(tokens, self.channels, name)
             if not is_traced(tokens) and tokens.shape[0] != x.shape[0]:
