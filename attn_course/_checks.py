@@ -111,33 +111,29 @@ def check_one_of(literal: Any, **choices: Any) -> None:
             raise ValueError(f"{name} must be one of {get_args(literal)}, got {choice!r}")
 
 
-def make_module(name: str, factory: Any, *args: Any) -> nn.Module:
-    """Returns what a factory makes, the argument called `name`, and requires that to be a module.
-
-    A module itself, or a function like `torch.sigmoid`, is the likely mistake.
-    """
-    wrong = TypeError(
-        f"{name} must make a module, as a class such as nn.Sigmoid does, got {_described(factory)}"
-    )
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise wrong
-    try:
-        module = factory(*args)
-    except TypeError as error:
-        raise wrong from error
-    if not isinstance(module, nn.Module):
-        raise wrong
-    return module
-
-
 def check_factory(**factories: Any) -> None:
     """Requires classes or functions that make a module, not a module made already."""
     for name, factory in factories.items():
         if isinstance(factory, nn.Module) or not callable(factory):
-            raise TypeError(
-                f"{name} must be a class or a function that makes a module, "
-                f"got {_described(factory)}"
-            )
+            raise _makes_no_module(name, factory)
+
+
+def make_module(name: str, factory: Any, *args: Any, **options: Any) -> nn.Module:
+    """Returns what a factory makes, the argument called `name`, and requires that to be a module.
+
+    A module itself, or a function like `torch.sigmoid`, is the likely mistake. A complaint from
+    inside the factory is passed on.
+    """
+    check_factory(**{name: factory})
+    try:
+        module = factory(*args, **options)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise
+        raise _makes_no_module(name, factory) from error
+    if not isinstance(module, nn.Module):
+        raise _makes_no_module(name, factory)
+    return module
 
 
 def check_mapping(**mappings: Any) -> None:
@@ -229,6 +225,12 @@ def check_batch_statistics(norm: nn.Module, x: Tensor, *, over: Sequence[int]) -
 def is_traced(x: Any) -> bool:
     """Whether x stands for any input, while torch.fx traces, and so has no shape to look at."""
     return isinstance(x, Proxy)
+
+
+def _makes_no_module(name: str, factory: Any) -> TypeError:
+    return TypeError(
+        f"{name} must be a class or a function that makes a module, got {_described(factory)}"
+    )
 
 
 def _check_floating_point(name: str, x: Any) -> None:

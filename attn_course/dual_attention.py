@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ._checks import (
+    check_batch_statistics,
     check_feature_map,
     check_flag,
     check_probability,
@@ -311,6 +312,7 @@ class DualAttentionHead(nn.Module):
     ) -> Float[Tensor, "b k h w"] | tuple[Float[Tensor, "b k h w"], ...]:
         """Returns the scores of the classes from both halves, and with `auxiliary` from each."""
         check_feature_map(x, channels=self.channels)
+        check_batch_statistics(self.position_out[1], x, over=(0, 2, 3))
         places = self.position_out(self.position(self.position_in(x)))  # (b, width, h, w)
         channels = self.channel_out(self.channel(self.channel_in(x)))  # (b, width, h, w)
         scores = self.classifier(self.dropout(places + channels))  # (b, num_classes, h, w)

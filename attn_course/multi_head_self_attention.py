@@ -21,6 +21,7 @@ from ._checks import (
     check_tokens,
     is_traced,
 )
+from ._precision import wide_dtype
 
 
 # %% ../notebooks/06_multi_head_self_attention.ipynb
@@ -129,12 +130,13 @@ class MultiHeadSelfAttention(nn.Module):
         else:
             (q,), (k,) = self._project(x, 0, 1), self._project(keys, 1, 2)  # (b, h, m, d / h)
         mask, seen = self._open(mask, q, k)
-        scores = (q / math.sqrt(q.shape[3])) @ k.mT  # (b, h, n, m)
+        wide = wide_dtype(q)  # in half precision a large score would be infinite
+        scores = (q.to(wide) / math.sqrt(q.shape[3])) @ k.to(wide).mT  # (b, h, n, m)
         if mask is None or seen is None:
-            return scores.softmax(3)  # (b, h, n, m)
+            return scores.softmax(3).type_as(q)  # (b, h, n, m)
         boolean = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, -math.inf) if boolean else scores + mask
-        return scores.softmax(3) * seen  # (b, h, n, m)
+        return scores.softmax(3).type_as(q) * seen  # (b, h, n, m)
 
     def _project(
         self, tokens: Float[Tensor, "b n d"], first: int, end: int

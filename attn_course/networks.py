@@ -41,6 +41,7 @@ from ._checks import (
     check_one_of,
     check_state_dict,
     check_whole,
+    make_module,
 )
 from .cbam import CBAM
 from .dual_attention import DualAttention
@@ -162,14 +163,16 @@ class Block(nn.Module):
         self.conv1 = _conv(channels, width, 1 if bottleneck else 3, early)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = (
-            _conv(width, width, 3, late, groups) if conv is None else conv(width, stride=late)
+            _conv(width, width, 3, late, groups)
+            if conv is None
+            else make_module("conv", conv, width, stride=late)
         )
         self.norm_and_relu = conv is None or norm_after_conv or not bottleneck
         self.bn2 = nn.BatchNorm2d(width) if self.norm_and_relu else nn.Identity()
         if bottleneck:
             self.conv3 = _conv(width, out_channels)
             self.bn3 = nn.BatchNorm2d(out_channels)
-        self.attention = nn.Identity() if gate is None else gate(out_channels)
+        self.attention = nn.Identity() if gate is None else make_module("gate", gate, out_channels)
         fits = stride == 1 and channels == out_channels
         self.downsample = (
             None
@@ -271,8 +274,6 @@ class ResNet(nn.Module):
             raise ValueError(f"stages must be numbers from 1 to 4, got {stages}")
         if head_width is not None:
             check_whole(head_width=head_width)
-        factories = {"gate": gate, "conv": conv, "head": head}
-        check_factory(**{name: make for name, make in factories.items() if make is not None})
         if not bottleneck and (groups, width_per_group, stride_in_1x1) != (1, 64, False):
             raise ValueError(
                 f"groups={groups}, width_per_group={width_per_group} and "
@@ -309,7 +310,7 @@ class ResNet(nn.Module):
             norm = nn.BatchNorm2d(head_width)
             self.neck = nn.Sequential(_conv(channels, head_width, 3), norm, nn.ReLU())
             channels = head_width
-        self.attention = nn.Identity() if head is None else head(channels)
+        self.attention = nn.Identity() if head is None else make_module("head", head, channels)
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Float[Tensor, "b in_channels h w"]) -> Float[Tensor, "b num_classes"]:
@@ -419,7 +420,10 @@ def _defaults(mechanism: Mechanism, settings: Mapping[str, Any]) -> dict[str, An
 
 def _parameters(make: Callable[..., nn.Module]) -> list[str]:
     """The names of a function's parameters; none if it takes any."""
-    parameters = inspect.signature(make).parameters.values()
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:  # built in, and tells nothing
+        return []
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return []
     return [parameter.name for parameter in parameters]

@@ -83,7 +83,7 @@ class PyramidSqueezeAttention(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
-        check_whole(stride=stride)
+        check_whole(channels=channels, stride=stride)
         check_each_whole(kernels=kernels)
         check_each_whole(len(kernels), groups=groups)
         check_multiple(len(kernels), out_channels=out_channels)

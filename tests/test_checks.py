@@ -145,8 +145,14 @@ def test_flags_and_choices():
 def test_factories():
     assert isinstance(_checks.make_module("gate", nn.Linear, 3, 4), nn.Linear)
     for wrong in (nn.Sigmoid(), torch.sigmoid, lambda: None, "sigmoid", None):
-        with pytest.raises(TypeError, match="gate must make a module"):
+        with pytest.raises(TypeError, match="gate must be a class or a function that makes"):
             _checks.make_module("gate", wrong)
+
+
+def test_what_a_factory_complains_of_is_passed_on(unchecked):
+    gate = unchecked("squeeze_excitation").SqueezeExcitation
+    with pytest.raises(TypeError, match="reduction must be an int, got 'all'"):
+        _checks.make_module("gate", gate, 64, reduction="all")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
@@ -208,7 +214,7 @@ def test_batch_statistics():
         (
             "SqueezeExcitation",
             {"channels": 64, "gate_activation": torch.sigmoid},
-            "gate_activation must make a module",
+            "gate_activation must be a class or a function",
         ),
         ("SelectiveKernel", {"channels": 64, "paths": 2.0}, "paths must be an int, got 2.0"),
         ("SelectiveKernel", {"channels": 64, "groups": None}, "groups must be an int, got None"),
@@ -217,6 +223,7 @@ def test_batch_statistics():
         ("CBAM", {"channels": 64, "batch_norm": None}, "batch_norm must be a bool"),
         ("CBAM", {"channels": 64, "order": 0}, "order must be a str, got 0"),
         ("SpatialGroupEnhance", {"channels": 64, "eps": "1e-5"}, "eps must be a float, got '1e-5'"),
+        ("PyramidSqueezeAttention", {"channels": "64"}, "^channels must be an int, got '64'"),
         ("PyramidSqueezeAttention", {"channels": 64, "kernels": 3}, "kernels must be a sequence"),
         (
             "PyramidSqueezeAttention",

@@ -234,6 +234,18 @@ def test_an_unfolded_part_of_an_exercise_is_caught(notebook, tag):
         drift.check_anatomy(notebook)
 
 
+def test_a_self_test_that_needs_its_solution_is_caught(notebook):
+    def move(cells):
+        solution = next(cell for cell in cells if "solution" in cell.metadata.get("tags", []))
+        self_test = next(cell for cell in cells if "self-test" in cell.metadata.get("tags", []))
+        solution.source = f"expected = 4\n{solution.source}"
+        self_test.source += "\n    assert answer == expected"
+
+    edit(notebook, move)
+    with pytest.raises(Drift, match="needs expected, which only a solution defines"):
+        drift.check_anatomy(notebook)
+
+
 def test_too_few_exercises_are_caught(notebook):
     def demote(cells):
         for cell in cells:

@@ -1,9 +1,6 @@
 """Dual Attention: what its notebook does not say."""
 
-import importlib
 import os
-import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ import attn_course
 from attn_course import DualAttention
 from attn_course.course import data
 from attn_course.dual_attention import ChannelAttention, DualAttentionHead, PositionAttention
+from cases import plain
 
 PROJECTIONS = {"query_conv": "query", "key_conv": "key", "value_conv": "value"}
 HEAD = {
@@ -31,13 +29,6 @@ HEAD = {
     "conv7.1": "channel_classifier",
     "conv8.1": "classifier",
 }
-
-
-def unchecked():
-    """The module without the shape checks of these tests, which no compiler looks through."""
-    package = sys.modules.setdefault("plain", ModuleType("plain"))
-    package.__path__ = attn_course.__path__
-    return importlib.import_module("plain.dual_attention")
 
 
 def released_weights(golden, names):
@@ -58,7 +49,7 @@ def with_random_weights(module):
     return module
 
 
-def plain(module, x):
+def as_released(module, x):
     """Position attention as the released code computes it."""
     q, k, v = (layer(x).flatten(2) for layer in (module.query, module.key, module.value))
     weights = torch.softmax(q.mT @ k, 2)
@@ -119,7 +110,7 @@ def test_the_matrix_of_all_weights_is_never_made(training):
             y.sum().backward()
     assert mode.numbers == 256 * 1600  # the rows of one chunk, and nothing larger
     with Largest() as mode, torch.no_grad():
-        plain(module.position, x)
+        as_released(module.position, x)
     assert mode.numbers == 1600**2  # the ruler measures
 
 
@@ -139,7 +130,7 @@ def test_chunks_change_neither_values_nor_gradients(chunk):
     x = torch.randn(2, 16, 9, 13, dtype=torch.float64)
     cotangent = torch.randn_like(x)
     results = []
-    for function in (module, lambda x: plain(module, x)):
+    for function in (module, lambda x: as_released(module, x)):
         module.zero_grad()
         leaf = x.clone().requires_grad_()
         y = function(leaf)
@@ -266,6 +257,16 @@ def test_the_head_trains_in_two_processes(auxiliary, tmp_path):
     torch.multiprocessing.spawn(two_steps, (tmp_path / "meeting_point", auxiliary), nprocs=2)
 
 
+def test_a_head_in_training_refuses_a_single_value():
+    head, x = (
+        plain("dual_attention").DualAttentionHead(16, 5, reduction=2),
+        torch.randn(1, 16, 1, 1),
+    )
+    assert head.eval()(x).shape == (1, 5, 1, 1)
+    with pytest.raises(ValueError, match=r"x has b=1 in training mode.* call eval\(\)"):
+        head.train()(x)
+
+
 def test_the_halves_are_called():
     """So that hooks on them run, and whatever else hangs on a call, such as FSDP."""
     module, called = DualAttention(16), []
@@ -287,7 +288,7 @@ def test_chunks_are_checkpointed_only_for_a_backward_pass(frozen, monkeypatch):
     x = torch.randn(1, 16, 9, 9)
     with torch.set_grad_enabled(frozen):
         y = module(x)
-    torch.testing.assert_close(y, plain(module, x))
+    torch.testing.assert_close(y, as_released(module, x))
     with pytest.raises(AssertionError, match="computed again"):
         module(x.requires_grad_())
 
@@ -295,7 +296,7 @@ def test_chunks_are_checkpointed_only_for_a_backward_pass(frozen, monkeypatch):
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("traced", [6, 33])
 def test_an_export_takes_sizes_below_and_above_the_limit(traced, strict):
-    module = with_random_weights(unchecked().DualAttention(16)).eval()
+    module = with_random_weights(plain("dual_attention").DualAttention(16)).eval()
     axes = ({0: Dim("b", max=64), 2: Dim("h", max=128), 3: Dim("w", max=128)},)
     example = (torch.randn(2, 16, traced, traced + 1),)
     program = torch.export.export(module, example, dynamic_shapes=axes, strict=strict)
@@ -312,7 +313,7 @@ def test_one_compilation_serves_all_sizes():
         graphs.append(graph)
         return graph
 
-    module = with_random_weights(unchecked().PositionAttention(8, chunk=4))
+    module = with_random_weights(plain("dual_attention").PositionAttention(8, chunk=4))
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     for side in range(3, 18):
         x = torch.randn(1, 8, side, side + 1)
@@ -397,14 +398,14 @@ def test_bad_arguments_are_named(cls, arguments, message):
 )
 def test_wrong_types_are_named(cls, arguments, message):
     with pytest.raises(TypeError, match=message):
-        getattr(unchecked(), cls)(**arguments)
+        getattr(plain("dual_attention"), cls)(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 0, 3), (1, 8, 3, 0)], ids=str)
 @pytest.mark.parametrize("cls", ["PositionAttention", "ChannelAttention", "DualAttention"])
 def test_a_map_without_positions_is_refused(cls, shape):
     with pytest.raises(ValueError, match=r"x has shape .*; pass .* h >= 1 and w >= 1"):
-        getattr(unchecked(), cls)(8)(torch.rand(shape))
+        getattr(plain("dual_attention"), cls)(8)(torch.rand(shape))
 
 
 @pytest.mark.parametrize(

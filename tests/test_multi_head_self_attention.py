@@ -1,26 +1,19 @@
 """Multi-Head Self-Attention: what its notebook does not say."""
 
-import importlib
-import sys
-from types import ModuleType
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import attn_course
 from attn_course import MultiHeadSelfAttention
 from attn_course.course import data
+from cases import plain
 
 
 def unchecked(*args, **options):
     """The module without the shape checks of these tests, which are stricter than its own."""
-    package = sys.modules.setdefault("plain", ModuleType("plain"))
-    package.__path__ = attn_course.__path__
-    module = importlib.import_module("plain.multi_head_self_attention")
-    return module.MultiHeadSelfAttention(*args, **options)
+    return plain("multi_head_self_attention").MultiHeadSelfAttention(*args, **options)
 
 
 def with_random_weights(channels=16, num_heads=4, **options):
@@ -31,7 +24,7 @@ def with_random_weights(channels=16, num_heads=4, **options):
     return module.eval()
 
 
-def plain(module, x, keys, values, mask=None):
+def explicit(module, x, keys, values, mask=None):
     """The equation with explicit weights; −∞ hides."""
     c, h = module.channels, module.num_heads
     packed = zip(module.in_proj_weight.split(c), module.in_proj_bias.split(c), strict=True)
@@ -112,7 +105,7 @@ def test_masks_broadcast(shape, boolean):
     x, keys = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
     mask = torch.rand(shape) > 0.5 if boolean else torch.randn(shape)
     additive = torch.zeros(shape).masked_fill(~mask, -torch.inf) if boolean else mask
-    y, weights = plain(module, x, keys, keys, additive)
+    y, weights = explicit(module, x, keys, keys, additive)
     torch.testing.assert_close(module(x, keys, mask=mask), y)
     torch.testing.assert_close(module.attention(x, keys, mask=mask), weights)
 
@@ -202,7 +195,7 @@ def test_values_default_to_the_keys():
     torch.testing.assert_close(module(x, keys), module(x, keys, keys))
     torch.testing.assert_close(module(x, x), module(x))
     values = torch.randn(2, 7, 16)
-    torch.testing.assert_close(module(x, keys, values), plain(module, x, keys, values)[0])
+    torch.testing.assert_close(module(x, keys, values), explicit(module, x, keys, values)[0])
 
 
 def test_the_kernel_is_the_fused_one(capfd):
@@ -263,6 +256,14 @@ def test_bad_arguments_are_named(options, message):
 def test_wrong_types_are_named(options, message):
     with pytest.raises(TypeError, match=message):
         unchecked(**options)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(5, 5, dtype=torch.bool)], ids=["", "mask"])
+def test_large_scores_in_half_precision_leave_weights(mask):
+    module, x = with_random_weights(), 100 * torch.randn(2, 5, 16)
+    weights = module.half().attention(x.half(), mask=mask)
+    assert weights.dtype == torch.float16
+    torch.testing.assert_close(weights.float().sum(3), torch.ones(2, 4, 5), rtol=0, atol=2e-3)
 
 
 def test_tokens_that_are_none():

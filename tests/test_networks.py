@@ -1,10 +1,7 @@
 """The networks: what the papers print, every mechanism in every place, and honest errors."""
 
-import importlib
 import inspect
 import itertools
-import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -21,6 +18,7 @@ from attn_course import (
     list_attentions,
 )
 from attn_course.networks import Block, PositionsAsTokens, ResNet
+from cases import plain
 
 # Network, attention, options: parameters, and millions of multiply-adds at 224 × 224.
 COUNTS = [
@@ -60,9 +58,7 @@ def parameters(module):
 
 def plain_networks():
     """The module from its file: compilers cannot look through the checks of the tests."""
-    package = sys.modules.setdefault("plain", ModuleType("plain"))
-    package.__path__ = attn_course.__path__
-    return importlib.import_module("plain.networks")
+    return plain("networks")
 
 
 def without_shape_checks(*arguments, **options):
@@ -335,6 +331,11 @@ def test_makers_that_are_no_makers():
     for place in ("gate", "conv", "head"):
         with pytest.raises(TypeError, match=f"{place} must be a class or a function that makes"):
             plain_networks().ResNet(depths=(1, 1, 1, 1), **{place: nn.Identity()})
+        for makes_none in (lambda channels, stride=1: None, torch.sigmoid):
+            with pytest.raises(TypeError, match=f"{place} must be a class or a function that"):
+                plain_networks().ResNet(depths=(1, 1, 1, 1), **{place: makes_none})
+    with pytest.raises(TypeError, match="gate must be a class or a function that makes"):
+        plain_networks().create_network("resnet18", attention=torch.sigmoid)
 
 
 def test_another_number_of_channels_is_refused():

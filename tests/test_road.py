@@ -410,6 +410,16 @@ def test_a_slip_in_the_last_chapter_shows_before_anything_runs(project, twin, ca
     assert not ran(capsys)
 
 
+def test_a_module_edited_by_hand_is_put_right_before_others_import_it(project, module, monkeypatch):
+    create_chapter("98_other_mechanism", project)
+    build.build(project)
+    replace(module, "self.scale", "self.scales")
+    built = []
+    monkeypatch.setattr(build, "build_chapter", lambda path, always: built.append(path.stem))
+    build.build(project)
+    assert built == ["99_some_mechanism", "98_other_mechanism"]
+
+
 def test_a_name_that_is_no_chapter_is_refused(project):
     with pytest.raises(BuildError, match="NAME=98_other is no chapter; give one of 99_some"):
         build.build(project, "98_other")

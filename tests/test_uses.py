@@ -296,4 +296,4 @@ def test_every_use_has_a_test():
 
 @pytest.mark.skipif(OLD_TORCH, reason="docs/uses.md is about the torch of requirements.txt")
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run python tests/uses.py"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `.venv/bin/python tests/uses.py`"

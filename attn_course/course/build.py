@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from attn_course.course import provenance
-from attn_course.course.drift import Drift, check_outputs, is_chapter
+from attn_course.course.drift import Drift, check_export, check_outputs, is_chapter
 from attn_course.course.export import DRAFT, ExportError, module_source, write_if_changed
 from attn_course.course.twins import TwinsDisagree, as_notebook, as_twin, read_both, twin_of
 
@@ -56,8 +56,9 @@ def build(root: Path, only: str = "") -> None:
             raise BuildError(f"{place} cannot be written to: nothing was done")
     # All of them are read before the first runs, so that a slip in the last one shows at once.
     wanted = {name: read_formatted(folder / f"{name}.ipynb") for name in [only or n for n in names]}
-    # Edited chapters first, since others import the modules that they make; 00 makes none.
-    for name in sorted(wanted, key=lambda n: (not edited(wanted[n]), n.startswith("00_"), n)):
+    # First those that write another module, since others import it; 00 makes none.
+    first = {n for n in wanted if edited(wanted[n]) or not exported(folder / f"{n}.ipynb")}
+    for name in sorted(wanted, key=lambda n: (n not in first, n.startswith("00_"), n)):
         build_chapter(folder / f"{name}.ipynb", always=bool(only))
 
 
@@ -112,6 +113,15 @@ def edited(content: NotebookNode) -> bool:
     """Is the code another than the one that its outputs were computed from?"""
     ran = provenance.code_of(provenance.recorded_cells(content))
     return ran != provenance.code_of(provenance.fingerprints(content))
+
+
+def exported(notebook: Path) -> bool:
+    """Is the module in the package, if the stored notebook has one, what it exports?"""
+    try:
+        check_export(notebook)
+    except (Drift, FileNotFoundError):
+        return False
+    return True
 
 
 def why_run(name: str, content: NotebookNode, root: Path) -> str:

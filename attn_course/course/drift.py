@@ -3,13 +3,20 @@
 Each check raises Drift with a message that says what to run.
 """
 
+import ast
 from pathlib import Path
 
 import jupytext
 from nbformat import NotebookNode
 
 from attn_course.course import provenance
-from attn_course.course.export import ExportError, check_module, module_source
+from attn_course.course.export import (
+    ExportError,
+    check_module,
+    module_source,
+    top_level_names,
+)
+from attn_course.course.provenance import without_magics
 from attn_course.course.twins import TwinsDisagree, as_twin, check_no_conflict, twin_of
 
 # The H2 headings of a chapter, in this order.
@@ -147,6 +154,7 @@ def check_anatomy(notebook: Path) -> None:
         if not any(has_figure(cell) for cell in by_title[name]):
             raise Drift(f"{notebook.name}: `## {name}` needs a figure that a cell draws")
     check_exercises(notebook.name, by_title["Exercises"])
+    check_self_tests(notebook.name, sum(sections, start=opening))
     if "export(" not in by_title["Export"][-1].source:
         raise Drift(f"{notebook.name}: the last cell must call `export(...)`")
 
@@ -165,6 +173,26 @@ def check_exercises(name: str, cells: list[NotebookNode]) -> None:
                     f"{name}: `{exercise[0].source.splitlines()[0]}` lacks {kind} {part} cell; "
                     "see the template for its tag and metadata"
                 )
+
+
+def check_self_tests(name: str, cells: list[NotebookNode]) -> None:
+    """No self-test needs a name that only a solution defines: a reader has not unfolded it yet."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    solutions = [cell for cell in code if is_part(cell, "solution", folded=True)]
+    secret = {top for cell in solutions for top in top_level_names(without_magics(cell.source))}
+    known: set[str] = set()
+    for cell in (cell for cell in code if cell not in solutions):
+        source = without_magics(cell.source)
+        known.update(top_level_names(source))
+        if not is_part(cell, "self-test", folded=True):
+            continue
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+        own = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+        if leaked := sorted({node.id for node in nodes} & secret - known - own):
+            raise Drift(
+                f"{name}: `{source.splitlines()[0]}` needs {', '.join(leaked)}, which only a "
+                "solution defines; define it in the self-test"
+            )
 
 
 def is_part(cell: NotebookNode, part: str, folded: bool) -> bool:
