@@ -89,8 +89,9 @@ def replace(path, old, new):
 
 
 def files(root):
-    """Every file of a folder and what is in it."""
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """Every file of a folder and what is in it, but for what Python keeps of its imports."""
+    paths = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path: path.read_bytes() for path in paths}
 
 
 def ran(capsys):
