@@ -87,9 +87,12 @@ def pytest_sessionstart(session):
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     """A test run that has written into the checkout fails; workers leave that to their head."""
-    if hasattr(session.config, "workerinput") or checkout() == session.config.stash[CHECKOUT]:
+    if (
+        hasattr(session.config, "workerinput")
+        or (now := checkout()) == session.config.stash[CHECKOUT]
+    ):
         return
-    files = ", ".join(line.strip() for line in checkout()[0].splitlines())
+    files = ", ".join(line.strip() for line in now[0].splitlines())
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     reporter.line(
         f"\nthe checkout is not as it was: {files} (by a test, or by an editor?)", red=True
@@ -223,7 +226,6 @@ def timm():
 @pytest.fixture(scope="session")
 def unchecked():
     """Imports a module of the package as a user does, without the type checks of the tests."""
-
     from cases import plain  # not before the import hook that checks the types is there
 
     return plain

@@ -1,18 +1,15 @@
 """External Attention: what its notebook does not say."""
 
 import copy
-import importlib
-import sys
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
-import attn_course
 from attn_course import ExternalAttention, MultiHeadExternalAttention
 from attn_course.course import data
 from attn_course.external_attention import double_normalize
+from cases import plain
 
 BLOCK = {
     "conv1": "query",
@@ -26,9 +23,7 @@ HEADS = {"trans_dims": "query", "linear_0": "keys", "linear_1": "values", "proj"
 
 def unchecked():
     """The module without the shape checks of these tests, which are stricter than its own."""
-    package = sys.modules.setdefault("plain", ModuleType("plain"))
-    package.__path__ = attn_course.__path__
-    return importlib.import_module("plain.external_attention")
+    return plain("external_attention")
 
 
 def released_weights(golden, names):

@@ -1,24 +1,18 @@
 """Other people's weights: a converted network gives the scores of the original."""
 
-import importlib
-import sys
-from types import ModuleType
-
 import pytest
 import torch
 from torch import nn
 
-import attn_course
 from attn_course import CBAM, PyramidSqueezeAttention, SpatialGroupEnhance, SqueezeExcitation
 from attn_course.course import data
 from attn_course.networks import convert_authors, convert_timm, create_network
+from cases import plain
 
 
 def plain_networks():
     """The module without the shape checks of these tests, which are stricter than its own."""
-    package = sys.modules.setdefault("plain", ModuleType("plain"))
-    package.__path__ = attn_course.__path__
-    return importlib.import_module("plain.networks")
+    return plain("networks")
 
 
 # timm's name and options: our name, mechanism and options
