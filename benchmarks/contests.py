@@ -30,6 +30,15 @@ Shape = tuple[int, ...]
 FLOAT, BFLOAT = "float32", "bfloat16"
 CONTIGUOUS, LAST = "contiguous", "channels_last"
 FORWARD, BOTH = "forward", "forward and backward"
+NETWORKS = {
+    "ResNet-50": None,
+    "SE-ResNet-50": "se",
+    "CBAM-ResNet-50": "cbam",
+    "SGE-ResNet-50": "sge",
+    "SK-ResNet-50": "sk",
+    "EPSA-ResNet-50": "epsa",
+}
+COMPILED = ("ResNet-50", "SE-ResNet-50", "CBAM-ResNet-50")
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Scale:
     image: int = 224
     batch: int = 4
     network: str = "resnet50"
+    networks: tuple[str, ...] = tuple(NETWORKS)
 
     def maps(self, b: int, c: int, side: int) -> Shape:
         return (min(b, self.batch), c, min(side, self.side), min(side, self.side))
@@ -78,7 +88,7 @@ class Scale:
         return (min(b, self.batch), min(side, self.side) ** 2, c)
 
 
-REHEARSAL = Scale(side=8, image=32, batch=2, network="resnet18")
+REHEARSAL = Scale(8, 32, 2, "resnet18", ("ResNet-50", "EPSA-ResNet-50"))
 
 
 # --- Other people's code --------------------------------------------------------------------------
@@ -475,7 +485,7 @@ def networks(clones: Path | None, scale: Scale) -> Iterator[Contest]:
 def compiled(clones: Path | None, scale: Scale) -> Iterator[Contest]:
     """Some of our networks, compiled, beside the same as they are."""
     shape = (scale.batch, 3, scale.image, scale.image)
-    for what in ("ResNet-50", "SE-ResNet-50", "CBAM-ResNet-50"):
+    for what in (what for what in COMPILED if what in scale.networks):
         make = partial(create_network, scale.network, NETWORKS[what])
         yield [
             Entry(what, "ours", shape, make),
@@ -484,21 +494,12 @@ def compiled(clones: Path | None, scale: Scale) -> Iterator[Contest]:
         ]
 
 
-NETWORKS = {
-    "ResNet-50": None,
-    "SE-ResNet-50": "se",
-    "CBAM-ResNet-50": "cbam",
-    "SGE-ResNet-50": "sge",
-    "SK-ResNet-50": "sk",
-    "EPSA-ResNet-50": "epsa",
-}
-
-
 def competitors(clones: Path | None, scale: Scale) -> dict[str, dict[str, Make]]:
     """Each network, and how those who have it make it."""
     timm = import_timm()
     found = {}
-    for what, attention in NETWORKS.items():
+    for what in scale.networks:
+        attention = NETWORKS[what]
         makes: dict[str, Make] = {"ours": partial(create_network, scale.network, attention)}
         if timm and attention in OF_TIMM:
             name, options = OF_TIMM[attention]
