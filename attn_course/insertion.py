@@ -28,11 +28,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ._checks import check_flag, check_one_of, make_module
-from .dual_attention import ChannelAttention, DualAttention, PositionAttention
+from ._checks import check_flag, check_one_of
 from .external_attention import MultiHeadExternalAttention
 from .multi_head_self_attention import MultiHeadSelfAttention
-from .networks import PositionsAsTokens, _check, _mechanism, _parameters
+from .networks import (
+    AttentionName,
+    Mechanism,
+    PositionsAsTokens,
+    check_options,
+    find_mechanism,
+    make_attention,
+    parameters_of,
+)
 
 # %% ../notebooks/10_your_network.ipynb
 Layout = Literal["NCHW", "NHWC", "tokens"]
@@ -284,10 +291,6 @@ def _listed(names: Sequence[str], most: int = 30) -> str:
 
 
 # %% ../notebooks/10_your_network.ipynb
-# These start as the identity by themselves. With α before them both factors would stay at 0.
-_IDENTITIES = (ChannelAttention, DualAttention, PositionAttention)
-
-
 @contextmanager
 def _at(place: str) -> Iterator[None]:
     """Says in a complaint where it comes from."""
@@ -301,32 +304,16 @@ def _retold(error: Exception, text: str) -> Exception:
     return TypeError(text) if isinstance(error, TypeError) else ValueError(text)
 
 
-def _options(attention: str | Callable[..., nn.Module]) -> list[str]:
-    """The options that a mechanism has; those of its shape are for the layer to say."""
-    names = _parameters(_mechanism(attention).make)[1:]
-    return [name for name in names if name not in ("out_channels", "stride")]
-
-
-def _make(
-    attention: str | Callable[..., nn.Module],
-    options: Mapping[str, Any],
-    width: int,
-    **told: int,
-) -> nn.Module:
-    """Makes the mechanism for a width, on which options that are functions depend."""
-    make = _mechanism(attention).make
+def _make(mechanism: Mechanism, options: Mapping[str, Any], width: int, **told: int) -> nn.Module:
+    """Makes the mechanism for a width."""
     try:
-        chosen = {
-            option: value(width) if inspect.isfunction(value) else value
-            for option, value in options.items()
-        }
-        mechanism = make_module("attention", make, width, **chosen, **told)
+        made = make_attention(mechanism, width, options, **told)
     except (TypeError, ValueError) as error:
-        named = [option for option in _options(attention) if option in str(error)]
+        named = [option for option in parameters_of(mechanism)[1:] if option in str(error)]
         hint = f"; {named[0]} may be a function of the width: lambda c: …" if named else ""
         raise _retold(error, f"with {width} channels, {error}{hint}") from error
-    for_tokens = isinstance(mechanism, MultiHeadSelfAttention | MultiHeadExternalAttention)
-    return PositionsAsTokens(mechanism) if for_tokens else mechanism
+    for_tokens = isinstance(made, MultiHeadSelfAttention | MultiHeadExternalAttention)
+    return PositionsAsTokens(made) if for_tokens else made
 
 
 def _after(
@@ -346,7 +333,6 @@ def _after(
     if (layout == "tokens") != (len(run.y) == 3):
         raise ValueError(f"it returns {run.returned}, which cannot have layout={layout!r}")
     mechanism = make(run.y[1] if layout == "NCHW" else run.y[-1])
-    identity = identity and not isinstance(mechanism, _IDENTITIES)
     if layout == "tokens" and isinstance(mechanism, PositionsAsTokens):
         return Inserted(mechanism.tokens, identity=identity, layout=layout)
     grid, first = _patches(run.y[1], size) if layout == "tokens" else (None, 0)
@@ -449,7 +435,7 @@ def _change(layer: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
 # %% ../notebooks/10_your_network.ipynb
 def insert_attention(
     network: nn.Module,
-    attention: str | Callable[..., nn.Module],
+    attention: AttentionName | Callable[..., nn.Module],
     *,
     after: str | Sequence[str] | None = None,
     beside: str | Sequence[str] | None = None,
@@ -502,17 +488,18 @@ def insert_attention(
         check_one_of(Layout, layout=layout)
         if beside is not None:
             raise ValueError(f"layout={layout!r} is for after; leave it out beside convolutions")
-    if known := _options(attention):
-        _check(f"option of {attention!r}", options, known)
+    mechanism = find_mechanism(attention)
+    check_options(mechanism, options, not_yours=("out_channels", "stride"))
     layers = _layers(network, wanted)
     size, runs = _size(example), _dry_run(network, example)
-    make = partial(_make, attention, options)
+    make = partial(_make, mechanism, options)
     made: dict[str, Inserted] = {}
     for name, layer in layers.items():
         with _at(f"layer {name!r}"):
             run = _only(runs[name])
             if beside is None:
-                inserted = _after(make, run, size, layout, identity)
+                alpha = identity and not mechanism.is_identity
+                inserted = _after(make, run, size, layout, alpha)
             else:
                 inserted = _beside(make, layer, identity)
             inserted.to(dtype=run.dtype, device=run.device).train(layer.training)
