@@ -306,10 +306,16 @@ def _retold(error: Exception, text: str) -> Exception:
 
 def _make(mechanism: Mechanism, options: Mapping[str, Any], width: int, **told: int) -> nn.Module:
     """Makes the mechanism for a width."""
+    known = parameters_of(mechanism)
+    if lacking := [option for option in told if known and option not in known]:
+        raise ValueError(
+            f"it makes {told} of {width} channels, and the mechanism takes no {lacking[0]}; name "
+            "convolutions that keep the shape"
+        )
     try:
         made = make_attention(mechanism, width, options, **told)
     except (TypeError, ValueError) as error:
-        named = [option for option in parameters_of(mechanism)[1:] if option in str(error)]
+        named = [option for option in known[1:] if option in str(error)]
         hint = f"; {named[0]} may be a function of the width: lambda c: …" if named else ""
         raise _retold(error, f"with {width} channels, {error}{hint}") from error
     for_tokens = isinstance(made, MultiHeadSelfAttention | MultiHeadExternalAttention)
