@@ -7,7 +7,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 from attn_course.course import drift, export
 from attn_course.course.drift import Drift
@@ -263,7 +263,29 @@ def test_a_notebook_that_exports_nothing_is_refused(notebook):
 
     edit(notebook, forget)
     with pytest.raises(export.ExportError, match=r"`#\| default_exp name`"):
-        export.module_source(notebook)
+        export.module_sources(notebook)
+
+
+def test_a_notebook_can_export_a_second_module(notebook):
+    before = export.module_sources(notebook)
+    text = new_markdown_cell("### Other people's weights\n\n> Rename what others trained.")
+    second = [
+        new_code_cell("#| export weights\nfrom attn_course.squeeze_excitation import nn"),
+        new_code_cell("#| export weights\ndef convert(module: nn.Module) -> nn.Module: ..."),
+    ]
+    edit(notebook, lambda cells: cells.extend([text, *second]))
+    after = export.module_sources(notebook)
+    assert list(after) == ["squeeze_excitation", "weights"]
+    assert after["squeeze_excitation"] == before["squeeze_excitation"]
+    assert after["weights"].startswith('"""Rename what others trained."""\n')
+    assert '__all__ = ["convert"]' in after["weights"]
+    assert "from .squeeze_excitation import nn" in after["weights"]
+    with pytest.raises(Drift, match=r"attn_course/weights\.py is not what"):
+        drift.check_export(notebook)
+    package = notebook.parents[1] / "attn_course"
+    (package / "weights.py").write_text(after["weights"])
+    drift.check_export(notebook)
+    drift.check_modules_have_notebooks(package, notebook.parent)
 
 
 def test_an_export_of_what_did_not_run_is_noticed(notebook):

@@ -13,7 +13,7 @@ from attn_course.course import provenance
 from attn_course.course.export import (
     ExportError,
     check_module,
-    module_source,
+    module_sources,
     top_level_names,
 )
 from attn_course.course.provenance import without_magics
@@ -66,19 +66,21 @@ def check_twin(notebook: Path) -> None:
 
 
 def check_export(notebook: Path) -> None:
-    """The module in the package is, byte for byte, what the notebook exports."""
+    """Each module in the package is, byte for byte, what the notebook exports."""
     if not is_chapter(notebook):
         return
-    name, source = module_source(notebook)
+    package = notebook.parents[1] / "attn_course"
     try:
-        check_module(notebook.parents[1] / "attn_course" / f"{name}.py", source, notebook.name)
+        for name, source in module_sources(notebook).items():
+            check_module(package / f"{name}.py", source, notebook.name)
     except ExportError as difference:
         raise Drift(str(difference)) from None
 
 
 def check_modules_have_notebooks(package: Path, notebooks: Path) -> None:
     """Every module of the package is exported, apart from those that start with an underscore."""
-    exported = {module_source(path)[0] for path in notebooks.glob("*.ipynb") if is_chapter(path)}
+    chapters = filter(is_chapter, notebooks.glob("*.ipynb"))
+    exported = {name for path in chapters for name in module_sources(path)}
     for module in sorted(package.glob("[!_]*.py")):
         if module.stem not in exported:
             raise Drift(
