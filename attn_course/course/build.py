@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from attn_course.course import provenance
+from attn_course.course.anatomy import fold
 from attn_course.course.drift import Drift, check_export, check_outputs, is_chapter
 from attn_course.course.export import (
     DRAFT,
@@ -69,7 +70,7 @@ def build(root: Path, only: str = "") -> None:
 
 
 def build_chapter(notebook: Path, always: bool) -> None:
-    """Run a chapter if it must be, then write its module, its twin and the notebook."""
+    """Run a chapter if it must be, then write its modules, its twin and the notebook."""
     root = notebook.parents[1]
     content = read_formatted(notebook)
     read = provenance.fingerprints(content)
@@ -97,7 +98,7 @@ def build_chapter(notebook: Path, always: bool) -> None:
 
 
 def read_formatted(notebook: Path) -> NotebookNode:
-    """Read notebook and twin as one, its code formatted as `make lint` wants it."""
+    """Read notebook and twin as one: code formatted as `make lint` wants it, workshop folded."""
     content = read_both(notebook)
     bare = deepcopy(content)
     for cell in bare.cells:
@@ -111,6 +112,8 @@ def read_formatted(notebook: Path) -> NotebookNode:
     formatted = jupytext.reads(done.stdout, fmt="ipynb").cells
     for cell, other in zip(content.cells, formatted, strict=True):
         cell.source = other.source
+    if is_chapter(notebook):
+        fold(content)
     return content
 
 
