@@ -4,7 +4,6 @@ import ast
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,18 @@ from types import ModuleType
 from typing import Any
 
 import jupytext
+import nbformat
 import torch
 from nbdev.export import nb_export
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from torch import Tensor, nn
 
 from attn_course.course import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL_ID = re.compile(r"^(# %% .*) #\w+$", re.MULTILINE)  # new when a notebook is made from its twin
+SECOND_MODULE = re.compile(r"#\| export (\w+)$", re.MULTILINE)
 DRAFT = "ATTN_COURSE_DRAFT"  # where `make notebooks` keeps the notebook that it is running
 
 
@@ -33,10 +36,11 @@ class ExportError(RuntimeError):
 def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any) -> None:
     """Write a notebook's exported cells to `attn_course/`, once they are shown to be what ran.
 
-    The module is loaded from a temporary file first. It takes the package's place only if it
-    holds what this kernel ran, and if the class in it, given the weights of the notebook's class,
-    returns the same outputs bit for bit in training and in evaluation mode. Under pytest nothing
-    is written: the module must be there. A copy of a notebook, elsewhere, leaves the module alone.
+    The module of the class is loaded from a temporary file first. It takes the package's place only
+    if it holds what this kernel ran, and if the class in it, given the weights of the notebook's
+    class, returns the same outputs bit for bit in training and in evaluation mode; a second module
+    comes with it. Under pytest nothing is written: the modules must be there. A copy of a notebook,
+    elsewhere, leaves them alone.
 
     Args:
         notebook: File name of the notebook that calls this, in the kernel's folder.
@@ -60,21 +64,23 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
             f"{notebook} on disk is not what this kernel ran: {', '.join(changed)} differ. "
             "Save the notebook, then restart the kernel and run all cells"
         )
-    name, source = module_source(saved)
+    sources = module_sources(saved)
+    name = next(iter(sources))
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder, f"{name}.py")
-        candidate.write_text(source, encoding="utf-8")
+        candidate.write_text(sources[name], encoding="utf-8")
         exported = getattr(load_module(candidate, f"attn_course.{name}"), cls.__name__)
         assert_same_outputs(cls(**options), exported(**options), inputs)
-    module = path.parents[1] / "attn_course" / f"{name}.py"
-    if path.parent.name != "notebooks" or not module.parent.is_dir():
+    package = path.parents[1] / "attn_course"
+    if path.parent.name != "notebooks" or not package.is_dir():
         print(f"this notebook is a copy: its {cls.__name__} would export, and nothing was written")
         return
-    if not draft and "PYTEST_VERSION" in os.environ:
-        check_module(module, source, notebook)
-    elif not draft:
-        write_if_changed(module, source)
-    print(f"attn_course/{module.name} holds this notebook's {cls.__name__}: equal outputs")
+    for stem, source in sources.items():
+        if not draft and "PYTEST_VERSION" in os.environ:
+            check_module(package / f"{stem}.py", source, notebook)
+        elif not draft:
+            write_if_changed(package / f"{stem}.py", source)
+    print(f"attn_course/{name}.py holds this notebook's {cls.__name__}: equal outputs")
 
 
 def check_module(module: Path, source: str, notebook: str) -> None:
@@ -86,22 +92,58 @@ def check_module(module: Path, source: str, notebook: str) -> None:
         )
 
 
-def module_source(notebook: Path) -> tuple[str, str]:
-    """Cut the exported cells of a saved notebook into a module: its name and its formatted text."""
+def module_sources(notebook: Path) -> dict[str, str]:
+    """Cut the exported cells of a saved notebook into modules: their names and formatted texts.
+
+    The notebook's own comes first: the cells that begin with `#| export`, in the module that
+    `#| default_exp` names. Cells that begin with `#| export other` make a second module, `other`.
+    """
+    cells = jupytext.read(notebook).cells
+    names = dict.fromkeys(filter(None, map(second_module, cells)))
+    own = [cell for cell in cells if second_module(cell) is None]
+    sources = dict([cut(notebook.name, own)])
+    for name in names:
+        sources |= dict([cut(notebook.name, as_own_cells(cells, name))])
+    return sources
+
+
+def second_module(cell: NotebookNode) -> str | None:
+    """The module that a cell names in `#| export other`."""
+    found = SECOND_MODULE.match(cell.source) if cell.cell_type == "code" else None
+    return found[1] if found else None
+
+
+def as_own_cells(cells: Sequence[NotebookNode], name: str) -> list[NotebookNode]:
+    """The cells of a second module as a notebook of its own would have them.
+
+    Its docstring is the last line `> ...` above the first of them.
+    """
+    chosen = [index for index, cell in enumerate(cells) if second_module(cell) == name]
+    texts = [cell.source for cell in cells[: chosen[0]] if cell.cell_type == "markdown"]
+    summary = re.findall(r"^> .*", "\n".join(texts), re.MULTILINE)[-1:]
+    return [
+        new_markdown_cell("\n\n".join([f"# {name}", *summary])),
+        new_code_cell(f"#| default_exp {name}"),
+        *(new_code_cell(SECOND_MODULE.sub("#| export", cells[index].source)) for index in chosen),
+    ]
+
+
+def cut(notebook: str, cells: Sequence[NotebookNode]) -> tuple[str, str]:
+    """Cut the cells of one module out of a notebook's: its name and its formatted text."""
     with tempfile.TemporaryDirectory() as folder:
         # The module names its notebook by a relative path: keep the layout of the project.
-        copy = Path(folder, "notebooks", notebook.name)
+        copy = Path(folder, "notebooks", notebook)
         package = Path(folder, "attn_course")
         copy.parent.mkdir()
         package.mkdir()
-        shutil.copy(notebook, copy)
+        nbformat.write(new_notebook(cells=cells), copy)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nbdev warns where we raise, below
             nb_export(str(copy), lib_path=str(package))
         modules = list(package.glob("*.py"))
         if not modules:
             raise ExportError(
-                f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
+                f"{notebook} exports nothing: one cell needs `#| default_exp name`, "
                 "and the cells of the module need `#| export`"
             )
         text = CELL_ID.sub(r"\1", modules[0].read_text(encoding="utf-8"))
