@@ -3,6 +3,7 @@
 from attn_course.cbam import CBAM
 from attn_course.dual_attention import DualAttention
 from attn_course.external_attention import ExternalAttention, MultiHeadExternalAttention
+from attn_course.insertion import attention_maps, insert_attention, remove_attention
 from attn_course.multi_head_self_attention import MultiHeadSelfAttention
 from attn_course.networks import ResNet, create_attention, create_network, list_attentions
 from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
@@ -23,7 +24,10 @@ __all__ = [
     "SelectiveKernel",
     "SpatialGroupEnhance",
     "SqueezeExcitation",
+    "attention_maps",
     "create_attention",
     "create_network",
+    "insert_attention",
     "list_attentions",
+    "remove_attention",
 ]
