@@ -10,6 +10,7 @@ from attn_course.pyramid_squeeze_attention import PyramidSqueezeAttention
 from attn_course.selective_kernel import SelectiveKernel
 from attn_course.spatial_group_enhance import SpatialGroupEnhance
 from attn_course.squeeze_excitation import SqueezeExcitation
+from attn_course.weights import convert_authors, convert_timm
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,8 @@ __all__ = [
     "SpatialGroupEnhance",
     "SqueezeExcitation",
     "attention_maps",
+    "convert_authors",
+    "convert_timm",
     "create_attention",
     "create_network",
     "insert_attention",

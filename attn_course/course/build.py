@@ -26,7 +26,13 @@ from PIL import Image
 from attn_course.course import provenance
 from attn_course.course.anatomy import fold
 from attn_course.course.drift import Drift, check_export, check_outputs, is_chapter
-from attn_course.course.export import DRAFT, ExportError, module_sources, write_if_changed
+from attn_course.course.export import (
+    DRAFT,
+    ExportError,
+    module_sources,
+    write_if_changed,
+    write_modules,
+)
 from attn_course.course.twins import TwinsDisagree, as_notebook, as_twin, read_both, twin_of
 
 INVISIBLE = 1e-4  # share of a picture's pixels that may differ from one run to the next
@@ -85,8 +91,7 @@ def build_chapter(notebook: Path, always: bool) -> None:
                 "run `make notebooks` again"
             )
         if is_chapter(notebook):
-            for module, source in module_sources(draft).items():
-                write_if_changed(root / "attn_course" / f"{module}.py", source)
+            write_modules(root / "attn_course", module_sources(draft))
     provenance.record(content, root)
     write_if_changed(twin_of(notebook), as_twin(content))
     write_if_changed(notebook, as_notebook(content))

@@ -11,7 +11,7 @@ from nbformat import NotebookNode
 from attn_course.course import provenance
 from attn_course.course.export import (
     ExportError,
-    check_module,
+    check_modules,
     module_sources,
 )
 from attn_course.course.twins import TwinsDisagree, as_twin, check_no_conflict, twin_of
@@ -42,20 +42,19 @@ def check_twin(notebook: Path) -> None:
 
 
 def check_export(notebook: Path) -> None:
-    """Each module in the package is, byte for byte, what the notebook exports."""
+    """The modules in the package are, byte for byte, what the notebook exports."""
     if not is_chapter(notebook):
         return
-    package = notebook.parents[1] / "attn_course"
+    sources = module_sources(notebook)
     try:
-        for name, source in module_sources(notebook).items():
-            check_module(package / f"{name}.py", source, notebook.name)
+        check_modules(notebook.parents[1] / "attn_course", sources, notebook.name)
     except ExportError as difference:
         raise Drift(str(difference)) from None
 
 
 def check_modules_have_notebooks(package: Path, notebooks: Path) -> None:
     """Every module of the package is exported, apart from those that start with an underscore."""
-    chapters = filter(is_chapter, notebooks.glob("*.ipynb"))
+    chapters = [path for path in notebooks.glob("*.ipynb") if is_chapter(path)]
     exported = {name for path in chapters for name in module_sources(path)}
     for module in sorted(package.glob("[!_]*.py")):
         if module.stem not in exported:

@@ -1,31 +1,30 @@
-"""The road from a notebook to its module: cut by nbdev, compared with what ran, written once."""
+"""The road from a notebook to its modules: cut by nbdev, compared with what ran, written once."""
 
 import ast
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jupytext
-import nbformat
 import torch
 from nbdev.export import nb_export
-from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbdev.maker import ModuleMaker
 from torch import Tensor, nn
 
 from attn_course.course import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL_ID = re.compile(r"^(# %% .*) #\w+$", re.MULTILINE)  # new when a notebook is made from its twin
-SECOND_MODULE = re.compile(r"#\| export (\w+)$", re.MULTILINE)
+IMPORT = ast.Import | ast.ImportFrom
 DRAFT = "ATTN_COURSE_DRAFT"  # where `make notebooks` keeps the notebook that it is running
 
 
@@ -36,11 +35,10 @@ class ExportError(RuntimeError):
 def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any) -> None:
     """Write a notebook's exported cells to `attn_course/`, once they are shown to be what ran.
 
-    The module of the class is loaded from a temporary file first. It takes the package's place only
-    if it holds what this kernel ran, and if the class in it, given the weights of the notebook's
-    class, returns the same outputs bit for bit in training and in evaluation mode; a second module
-    comes with it. Under pytest nothing is written: the modules must be there. A copy of a notebook,
-    elsewhere, leaves them alone.
+    The module is loaded from a temporary file first. It takes the package's place only if it
+    holds what this kernel ran, and if the class in it, given the weights of the notebook's class,
+    returns the same outputs bit for bit in training and in evaluation mode. Under pytest nothing
+    is written: the module must be there. A copy of a notebook, elsewhere, leaves the module alone.
 
     Args:
         notebook: File name of the notebook that calls this, in the kernel's folder.
@@ -65,7 +63,7 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
             "Save the notebook, then restart the kernel and run all cells"
         )
     sources = module_sources(saved)
-    name = next(iter(sources))
+    name = next(iter(sources))  # of the module with the class
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder, f"{name}.py")
         candidate.write_text(sources[name], encoding="utf-8")
@@ -75,80 +73,93 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
     if path.parent.name != "notebooks" or not package.is_dir():
         print(f"this notebook is a copy: its {cls.__name__} would export, and nothing was written")
         return
-    for stem, source in sources.items():
-        if not draft and "PYTEST_VERSION" in os.environ:
-            check_module(package / f"{stem}.py", source, notebook)
-        elif not draft:
-            write_if_changed(package / f"{stem}.py", source)
+    if not draft and "PYTEST_VERSION" in os.environ:
+        check_modules(package, sources, notebook)
+    elif not draft:
+        write_modules(package, sources)
     print(f"attn_course/{name}.py holds this notebook's {cls.__name__}: equal outputs")
 
 
-def check_module(module: Path, source: str, notebook: str) -> None:
-    """The module in the package is, byte for byte, what the notebook exports."""
-    if not module.exists() or module.read_text(encoding="utf-8") != source:
-        raise ExportError(
-            f"attn_course/{module.name} is not what {notebook} exports; "
-            "edit the notebook, never the module, and run `make notebooks`"
-        )
+def check_modules(package: Path, sources: Mapping[str, str], notebook: str) -> None:
+    """The modules in the package are, byte for byte, what the notebook exports."""
+    for name, source in sources.items():
+        module = package / f"{name}.py"
+        if not module.exists() or module.read_text(encoding="utf-8") != source:
+            raise ExportError(
+                f"attn_course/{module.name} is not what {notebook} exports; "
+                "edit the notebook, never the module, and run `make notebooks`"
+            )
+
+
+def write_modules(package: Path, sources: Mapping[str, str]) -> None:
+    """Write the modules of a notebook, by name, where they have changed."""
+    for name, source in sources.items():
+        write_if_changed(package / f"{name}.py", source)
 
 
 def module_sources(notebook: Path) -> dict[str, str]:
-    """Cut the exported cells of a saved notebook into modules: their names and formatted texts.
+    """Cut the exported cells of a saved notebook into modules: the formatted text of each, by name.
 
-    The notebook's own comes first: the cells that begin with `#| export`, in the module that
-    `#| default_exp` names. Cells that begin with `#| export other` make a second module, `other`.
+    The first is that of `#| default_exp`, with the cells marked `#| export`. Cells marked
+    `#| export name` make another module. What that uses of the first, it imports from there: in
+    the notebook all are one, and such an import would bring the module as it was before.
     """
-    cells = jupytext.read(notebook).cells
-    names = dict.fromkeys(filter(None, map(second_module, cells)))
-    own = [cell for cell in cells if second_module(cell) is None]
-    sources = dict([cut(notebook.name, own)])
-    for name in names:
-        sources |= dict([cut(notebook.name, as_own_cells(cells, name))])
-    return sources
-
-
-def second_module(cell: NotebookNode) -> str | None:
-    """The module that a cell names in `#| export other`."""
-    found = SECOND_MODULE.match(cell.source) if cell.cell_type == "code" else None
-    return found[1] if found else None
-
-
-def as_own_cells(cells: Sequence[NotebookNode], name: str) -> list[NotebookNode]:
-    """The cells of a second module as a notebook of its own would have them.
-
-    Its docstring is the last line `> ...` above the first of them.
-    """
-    chosen = [index for index, cell in enumerate(cells) if second_module(cell) == name]
-    texts = [cell.source for cell in cells[: chosen[0]] if cell.cell_type == "markdown"]
-    summary = re.findall(r"^> .*", "\n".join(texts), re.MULTILINE)[-1:]
-    return [
-        new_markdown_cell("\n\n".join([f"# {name}", *summary])),
-        new_code_cell(f"#| default_exp {name}"),
-        *(new_code_cell(SECOND_MODULE.sub("#| export", cells[index].source)) for index in chosen),
-    ]
-
-
-def cut(notebook: str, cells: Sequence[NotebookNode]) -> tuple[str, str]:
-    """Cut the cells of one module out of a notebook's: its name and its formatted text."""
     with tempfile.TemporaryDirectory() as folder:
         # The module names its notebook by a relative path: keep the layout of the project.
-        copy = Path(folder, "notebooks", notebook)
+        copy = Path(folder, "notebooks", notebook.name)
         package = Path(folder, "attn_course")
         copy.parent.mkdir()
         package.mkdir()
-        nbformat.write(new_notebook(cells=cells), copy)
+        shutil.copy(notebook, copy)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nbdev warns where we raise, below
-            nb_export(str(copy), lib_path=str(package))
-        modules = list(package.glob("*.py"))
-        if not modules:
-            raise ExportError(
-                f"{notebook} exports nothing: one cell needs `#| default_exp name`, "
-                "and the cells of the module need `#| export`"
-            )
-        text = CELL_ID.sub(r"\1", modules[0].read_text(encoding="utf-8"))
-        # nbdev makes imports from the package relative where they take one line; so do we the rest
-        return modules[0].stem, format_source(re.sub(r"(?m)^from attn_course\.", "from .", text))
+            nb_export(str(copy), lib_path=str(package), mod_maker=new_module)
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
+    cells = [cell.source for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    first = "".join(re.findall(r"(?m)^#\| *default_exp +(\w+)", "\n".join(cells)))
+    if first not in texts:
+        raise ExportError(
+            f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
+            "and the cells of the module need `#| export`"
+        )
+    for name in texts.keys() - {first}:
+        texts[name] = with_docstring(with_imports(texts[name], first, texts[first]))
+    return {name: formatted(texts[name]) for name in sorted(texts, key=lambda n: (n != first, n))}
+
+
+def new_module(**options: Any) -> ModuleMaker:
+    """nbdev's maker of modules, which makes a second one, too, even where there is none yet."""
+    return ModuleMaker(**options | {"is_new": True})
+
+
+def with_imports(text: str, first: str, first_text: str) -> str:
+    """Let a module import what it uses of what the notebook's first module defines."""
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    names = (used & set(defined_names(first_text))) - set(top_level_names(text))
+    if not names:
+        return text
+    in_order = sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))  # as ruff's
+    lines = text.splitlines()
+    last = max(node.end_lineno or 0 for node in ast.parse(text).body if isinstance(node, IMPORT))
+    lines.insert(last, f"from attn_course.{first} import {', '.join(in_order)}")
+    return "\n".join(lines)
+
+
+def with_docstring(text: str) -> str:
+    """Bring the string that a module's first cell begins with to the top, as a docstring."""
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            start, end = node.lineno - 1, node.end_lineno
+            return "\n".join([*lines[start:end], "", *lines[:start], *lines[end:]])
+    return text
+
+
+def formatted(text: str) -> str:
+    """What nbdev cut out, as the package has it."""
+    text = CELL_ID.sub(r"\1", text)
+    # nbdev makes imports from the package relative where they take one line; so do we the rest
+    return format_source(re.sub(r"(?m)^from attn_course\.", "from .", text))
 
 
 def format_source(source: str) -> str:
@@ -191,7 +202,7 @@ def top_level_names(source: str) -> list[str]:
     """Names that a piece of Python binds by import, assignment, `def` or `class`."""
     names = []
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
+        if isinstance(statement, IMPORT):
             names += [alias.asname or alias.name for alias in statement.names]
         elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
             names.append(statement.name)
@@ -199,6 +210,12 @@ def top_level_names(source: str) -> list[str]:
             stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
             names += [node.id for node in stored if isinstance(node.ctx, ast.Store)]
     return names
+
+
+def defined_names(source: str) -> list[str]:
+    """Names that a piece of Python binds at its top level, other than by import."""
+    body = [node for node in ast.parse(source).body if not isinstance(node, IMPORT)]
+    return top_level_names(ast.unparse(ast.Module(body, [])))
 
 
 def load_module(path: Path, name: str) -> ModuleType:
