@@ -28,11 +28,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ._checks import check_flag, check_one_of, make_module
-from .dual_attention import ChannelAttention, DualAttention, PositionAttention
+from ._checks import check_flag, check_one_of
 from .external_attention import MultiHeadExternalAttention
 from .multi_head_self_attention import MultiHeadSelfAttention
-from .networks import PositionsAsTokens, _check, _mechanism, _parameters
+from .networks import (
+    AttentionName,
+    Mechanism,
+    PositionsAsTokens,
+    check_options,
+    find_mechanism,
+    make_attention,
+    parameters_of,
+)
 
 # %% ../notebooks/10_your_network.ipynb
 Layout = Literal["NCHW", "NHWC", "tokens"]
@@ -231,7 +238,7 @@ def _size(example: Any) -> tuple[int, int]:
 
 
 # %% ../notebooks/10_your_network.ipynb
-def _layers(network: nn.Module, wanted: str | Sequence[str]) -> dict[str, nn.Module]:
+def _layers(network: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
     """Finds the layers of those names or patterns, in the order of the network.
 
     `*` stands for any text without a dot. What was inserted before is no layer of the network.
@@ -239,7 +246,7 @@ def _layers(network: nn.Module, wanted: str | Sequence[str]) -> dict[str, nn.Mod
     inserted = {part for m in network.modules() if isinstance(m, Inserted) for part in m.modules()}
     layers = {n: layer for n, layer in network.named_modules() if n and layer not in inserted}
     found: dict[str, nn.Module] = {}
-    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+    for pattern in wanted:
         regex = "[^.]*".join(map(re.escape, pattern.split("*")))
         matches = [name for name in layers if re.fullmatch(regex, name)]
         if not matches:
@@ -272,7 +279,7 @@ def _innermost(name: str, layer: nn.Module) -> tuple[str, nn.Module]:
 
 def _there_is(name: str, names: Sequence[str]) -> str:
     """What a network has instead of that name: the nearest, and all of them as patterns."""
-    patterns = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", other) for other in names)
+    patterns = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", other) for other in names)
     near = difflib.get_close_matches(name, [*names, *patterns], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{hint}The network has {_listed(list(patterns))}"
@@ -284,36 +291,35 @@ def _listed(names: Sequence[str], most: int = 30) -> str:
 
 
 # %% ../notebooks/10_your_network.ipynb
-# These start as the identity by themselves. With α before them both factors would stay at 0.
-_IDENTITIES = (ChannelAttention, DualAttention, PositionAttention)
-
-
 @contextmanager
 def _at(place: str) -> Iterator[None]:
     """Says in a complaint where it comes from."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{place}: {error}") from error
+        raise _retold(error, f"{place}: {error}") from error
 
 
-def _make(
-    attention: str | Callable[..., nn.Module],
-    options: Mapping[str, Any],
-    width: int,
-    **told: int,
-) -> nn.Module:
-    """Makes the mechanism for a width, on which options that are functions depend."""
-    make = _mechanism(attention).make
-    chosen = {
-        option: value(width) if inspect.isfunction(value) else value
-        for option, value in options.items()
-    }
-    with _at(f"with {width} channels"):
-        mechanism = make_module("attention", make, width, **chosen, **told)
-    for_tokens = isinstance(mechanism, MultiHeadSelfAttention | MultiHeadExternalAttention)
-    return PositionsAsTokens(mechanism) if for_tokens else mechanism
+def _retold(error: Exception, text: str) -> Exception:
+    return TypeError(text) if isinstance(error, TypeError) else ValueError(text)
+
+
+def _make(mechanism: Mechanism, options: Mapping[str, Any], width: int, **told: int) -> nn.Module:
+    """Makes the mechanism for a width."""
+    known = parameters_of(mechanism)
+    if lacking := [option for option in told if known and option not in known]:
+        raise ValueError(
+            f"it makes {told} of {width} channels, and the mechanism takes no {lacking[0]}; name "
+            "convolutions that keep the shape"
+        )
+    try:
+        made = make_attention(mechanism, width, options, **told)
+    except (TypeError, ValueError) as error:
+        named = [option for option in known[1:] if option in str(error)]
+        hint = f"; {named[0]} may be a function of the width: lambda c: …" if named else ""
+        raise _retold(error, f"with {width} channels, {error}{hint}") from error
+    for_tokens = isinstance(made, MultiHeadSelfAttention | MultiHeadExternalAttention)
+    return PositionsAsTokens(made) if for_tokens else made
 
 
 def _after(
@@ -333,7 +339,6 @@ def _after(
     if (layout == "tokens") != (len(run.y) == 3):
         raise ValueError(f"it returns {run.returned}, which cannot have layout={layout!r}")
     mechanism = make(run.y[1] if layout == "NCHW" else run.y[-1])
-    identity = identity and not isinstance(mechanism, _IDENTITIES)
     if layout == "tokens" and isinstance(mechanism, PositionsAsTokens):
         return Inserted(mechanism.tokens, identity=identity, layout=layout)
     grid, first = _patches(run.y[1], size) if layout == "tokens" else (None, 0)
@@ -415,13 +420,16 @@ def _check_bare(network: Any) -> None:
         )
 
 
-def _check_options(attention: str | Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-    """Requires options that the mechanism has."""
-    known = _parameters(_mechanism(attention).make)[1:]
-    if known or not callable(attention):
-        _check(f"option of {attention!r}", options, known)
-    for option in {"stride", "out_channels"} & set(options):
-        raise ValueError(f"{option} is for the layer to say; leave it out")
+def _wanted(after: Any, beside: Any) -> list[str]:
+    """Requires names or patterns, for one of the two."""
+    if (after is None) == (beside is None):
+        raise ValueError(f"pass either after or beside, got after={after!r}, beside={beside!r}")
+    given = after if beside is None else beside
+    names = [given] if isinstance(given, str) else list(given)
+    if not names or not all(isinstance(name, str) for name in names):
+        kind = "after" if beside is None else "beside"
+        raise TypeError(f"{kind} must be a name of a layer, or a sequence of them, got {given!r}")
+    return names
 
 
 def _change(layer: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
@@ -433,7 +441,7 @@ def _change(layer: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
 # %% ../notebooks/10_your_network.ipynb
 def insert_attention(
     network: nn.Module,
-    attention: str | Callable[..., nn.Module],
+    attention: AttentionName | Callable[..., nn.Module],
     *,
     after: str | Sequence[str] | None = None,
     beside: str | Sequence[str] | None = None,
@@ -480,24 +488,24 @@ def insert_attention(
             once, or returns neither a feature map nor tokens; or the mechanism does not fit.
     """
     _check_bare(network)
-    wanted = after if beside is None else beside
-    if wanted is None or None not in (after, beside):
-        raise ValueError(f"pass either after or beside, got after={after!r}, beside={beside!r}")
+    wanted = _wanted(after, beside)
     check_flag(identity=identity)
     if layout is not None:
         check_one_of(Layout, layout=layout)
         if beside is not None:
             raise ValueError(f"layout={layout!r} is for after; leave it out beside convolutions")
-    _check_options(attention, options)
+    mechanism = find_mechanism(attention)
+    check_options(mechanism, options, not_yours=("out_channels", "stride"))
     layers = _layers(network, wanted)
     size, runs = _size(example), _dry_run(network, example)
-    make = partial(_make, attention, options)
+    make = partial(_make, mechanism, options)
     made: dict[str, Inserted] = {}
     for name, layer in layers.items():
         with _at(f"layer {name!r}"):
             run = _only(runs[name])
             if beside is None:
-                inserted = _after(make, run, size, layout, identity)
+                alpha = identity and not mechanism.is_identity
+                inserted = _after(make, run, size, layout, alpha)
             else:
                 inserted = _beside(make, layer, identity)
             inserted.to(dtype=run.dtype, device=run.device).train(layer.training)
@@ -523,7 +531,7 @@ def remove_attention(network: nn.Module) -> None:
     Raises:
         ValueError: Nothing is inserted.
     """
-    layers = [layer for layer in network.modules() if _change in layer._forward_hooks.values()]
+    layers = [m for m in network.modules() if isinstance(m._modules.get("inserted"), Inserted)]
     if not layers:
         raise ValueError("network has nothing inserted")
     for layer in layers:
