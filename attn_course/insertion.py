@@ -188,10 +188,10 @@ def _untouched(network: nn.Module) -> Iterator[None]:
     modes = [module.training for module in modules]
     names = [dict(module._buffers) for module in modules]
     values = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    accelerators = {p.device for p in network.parameters()} - {*map(torch.device, ("cpu", "meta"))}
-    kind = next(iter(accelerators)).type if accelerators else "cuda"
+    kind = _device_type(network)
+    devices = {p.device for p in network.parameters() if p.device.type == kind != "cpu"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(accelerators, device_type=kind):
+        with torch.no_grad(), torch.random.fork_rng(devices, device_type=kind):
             for module in modules:
                 module.training = False  # eval() may do more, in a class of its own
             yield
@@ -217,12 +217,18 @@ def _dry_run(network: nn.Module, example: Any) -> dict[str, list[_Run]]:
                 runs[name].append(_Run.of(inputs[0] if inputs else None, y))
 
             handles.append(layer.register_forward_hook(record))
-        with _untouched(network):
+        # outside of autocast a layer returns the dtype of its weights
+        with _untouched(network), torch.autocast(_device_type(network), enabled=False):
             network(*_arguments(example))
     finally:
         for handle in handles:
             handle.remove()
     return runs
+
+
+def _device_type(network: nn.Module) -> str:
+    """The kind of accelerator that a network is on, or "cpu"."""
+    return max({p.device.type for p in network.parameters()} - {"cpu", "meta"}, default="cpu")
 
 
 def _arguments(example: Any) -> tuple[Any, ...]:
@@ -280,9 +286,9 @@ def _innermost(name: str, layer: nn.Module) -> tuple[str, nn.Module]:
 def _there_is(name: str, names: Sequence[str]) -> str:
     """What a network has instead of that name: the nearest, and all of them as patterns."""
     patterns = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", other) for other in names)
-    near = difflib.get_close_matches(name, [*names, *patterns], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}The network has {_listed(list(patterns))}"
+    near = difflib.get_close_matches(name, patterns | dict.fromkeys(names), n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? The" if near else "the"
+    return f"{hint} network has {_listed(list(patterns))}"
 
 
 def _listed(names: Sequence[str], most: int = 30) -> str:
@@ -425,8 +431,9 @@ def _wanted(after: Any, beside: Any) -> list[str]:
     if (after is None) == (beside is None):
         raise ValueError(f"pass either after or beside, got after={after!r}, beside={beside!r}")
     given = after if beside is None else beside
-    names = [given] if isinstance(given, str) else list(given)
-    if not names or not all(isinstance(name, str) for name in names):
+    names = [given] if isinstance(given, str) else given
+    whole = isinstance(names, Sequence) and len(names) > 0
+    if not whole or not all(isinstance(name, str) for name in names):
         kind = "after" if beside is None else "beside"
         raise TypeError(f"{kind} must be a name of a layer, or a sequence of them, got {given!r}")
     return names

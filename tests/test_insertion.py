@@ -242,12 +242,11 @@ def test_a_star_stands_for_text_within_one_part(pattern):
         if name.count(".") == pattern.count(".")
         and all(map(fnmatch.fnmatchcase, name.split("."), pattern.split(".")))
     } - {""}
-    try:
-        found = set(_layers(TREE, [pattern]))
-    except ValueError as error:
-        assert str(error).startswith(f"{pattern!r} matches no layer; ")
-        found = set()
-    assert found == matching
+    if matching:
+        assert set(_layers(TREE, [pattern])) == matching
+    else:
+        with pytest.raises(ValueError, match=rf"^{re.escape(repr(pattern))} matches no layer; "):
+            _layers(TREE, [pattern])
 
 
 @given(st.sampled_from([name for name, _ in TREE.named_modules() if name]))
@@ -267,15 +266,18 @@ def test_layouts_are_recognised_or_asked_for(height, width, stride, channels, da
         data.draw(st.sampled_from([max(side // stride, 1), -(-side // stride)]))
         for side in (height, width)
     )
-    for layout, shape in (("NCHW", (2, channels, h, w)), ("NHWC", (2, h, w, channels))):
-        try:
+    # a width about as long for one side as the picture for the other could be that side
+    like_a_row = abs(channels * width - h * height) < height + width
+    like_a_column = abs(w * width - channels * height) < height + width
+    for layout, shape, doubt in (
+        ("NCHW", (2, channels, h, w), like_a_row),
+        ("NHWC", (2, h, w, channels), like_a_column),
+    ):
+        if doubt:
+            with pytest.raises(ValueError, match="may be both of"):
+                _layout(shape, (height, width))
+        else:
             assert _layout(shape, (height, width)) == layout
-        except ValueError as error:
-            assert "may be both of" in str(error)
-            # only where the width is about as long as a side
-            assert abs(channels * width - h * height) < height + width or (
-                abs(w * width - channels * height) < height + width
-            )
 
 
 @given(st.integers(1, 16), st.integers(1, 16), st.sampled_from([4, 8, 14, 16]), st.integers(0, 5))
@@ -289,7 +291,7 @@ def test_patches_are_found_behind_a_few_other_tokens(rows, columns, side, first)
 
 
 def test_tokens_that_hold_no_patches():
-    with pytest.raises(ValueError, match="13 tokens hold no grid .* 32 × 48; .*'mhsa'"):
+    with pytest.raises(ValueError, match=r"13 tokens hold no grid .* 32 × 48; .*'mhsa'"):
         _patches(13, (32, 48))
 
 
@@ -309,7 +311,7 @@ def test_a_layout_that_cannot_be_told(shape, size, fit):
 
 def test_a_layout_can_be_said():
     square = pictures(8, 8)
-    with pytest.raises(ValueError, match="layer 'mlp': .* may be both of"):
+    with pytest.raises(ValueError, match=r"layer 'mlp': .* may be both of"):
         with_se(ChannelsLast(), after="mlp", example=square)
     assert (
         with_se(ChannelsLast(), after="mlp", example=square, layout="NHWC").mlp.inserted.layout
@@ -317,8 +319,6 @@ def test_a_layout_can_be_said():
     )
     with pytest.raises(ValueError, match=r"returns \(2, 25, 8\) .* cannot have layout='NCHW'"):
         with_se(Tokens(), after="mlp", layout="NCHW")
-    with pytest.raises(ValueError, match="layout must be one of .*, got 'channels_last'"):
-        with_se(layout="channels_last")
     with pytest.raises(ValueError, match="layout='NCHW' is for after; leave it out"):
         insert_attention(classifier(), "sk", beside="stem.0", example=X, layout="NCHW")
 
@@ -388,7 +388,7 @@ def test_a_dry_run_leaves_no_trace(run, fails):
     if run == "look" and not fails:
         DRY_RUNS[run](network)
     else:
-        with pytest.raises((RuntimeError, ValueError), match="at the end|reduction=99"):
+        with pytest.raises((RuntimeError, ValueError), match=r"at the end|reduction=99"):
             DRY_RUNS[run](network)
     assert everything(network) == before
     assert_same_state(network, values)
@@ -425,22 +425,21 @@ def test_a_backward_pass_survives_a_look_in_between():
     assert network.stem[0].weight.grad is not None
 
 
-@pytest.mark.parametrize("failing", ["a layer that takes no SE", "no such layer", "no options"])
-def test_a_failure_changes_nothing(failing):
+@pytest.mark.parametrize(
+    ("after", "options"),
+    [
+        (["stem.0", "stems"], {"groups": 4}),
+        (["stem.0", "head"], {"groups": 4}),
+        (BN2, {"groups": lambda c: 8 if c == 8 else 7}),
+    ],
+    ids=["no such layer", "no map", "no option for the last"],
+)
+def test_a_failure_changes_nothing(after, options):
     network = classifier(training=True)
     before, values = everything(network), state(network)
     with pytest.raises(ValueError, match="layer"):
-        if failing == "no such layer":
-            insert_attention(network, "se", after=["stem.0", "stems"], example=X, reduction=2)
-        elif failing == "no options":  # fit for the first layers, and not for the last
-            odd = {"groups": lambda c: 8 if c == 8 else 7}
-            insert_attention(network, "sge", after=BN2, example=X, **odd)
-        else:
-            insert_attention(network, "se", after=["stem.0", "head"], example=X, reduction=2)
-    now = everything(network)
-    if failing != "no such layer":  # some mechanisms were made
-        now["random"] = before["random"]
-    assert now == before
+        insert_attention(network, "sge", after=after, example=X, **options)
+    assert everything(network) == before
     assert_same_state(network, values)
 
 
@@ -495,7 +494,7 @@ def test_a_part_of_an_insertion_is_missed(lost):
 
 
 def test_a_checkpoint_from_after_does_not_load_into_the_bare_network():
-    with pytest.raises(RuntimeError, match="Unexpected key.*inserted.alpha"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*inserted.alpha"):
         classifier().load_state_dict(with_se().state_dict(), strict=True)
 
 
@@ -632,9 +631,9 @@ def insert(attention="se", network=None, **options):
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "'bn' matches no layer; The network has conv, strip, relu,", {"after": "bn"}),
-        (ValueError, "'convs' matches no layer; did you mean 'conv'? The netw", {"after": "convs"}),
-        (ValueError, "'lis*.*.x' matches no layer; did you mean 'list.*'? ", {"after": "lis*.*.x"}),
+        (ValueError, "'bn' matches no layer; the network has conv, strip, relu,", {"after": "bn"}),
+        (ValueError, "'convs' matches no layer; did you mean 'conv'", {"after": "convs"}),
+        (ValueError, "'lis*.*.x' matches no layer; did you mean 'list.*'", {"after": "lis*.*.x"}),
         (ValueError, "layer 'relu': it runs 2 times for one example; pass a la", {"after": "relu"}),
         (
             ValueError,
@@ -656,7 +655,11 @@ def insert(attention="se", network=None, **options):
             "a layer inside it: late.0",
             {"after": "late"},
         ),
-        (ValueError, "layer 'relu': it is ReLU(); pass an nn.Conv2d with", {"beside": "relu"}),
+        (
+            ValueError,
+            "layer 'lstm': it is LSTM(8, 8, batch_first=True); pass an",
+            {"beside": "lstm"},
+        ),
         (ValueError, "layer 'strip': it is Conv2d(8, 8,", {"beside": "strip"}),
         (
             ValueError,
@@ -762,7 +765,7 @@ def test_errors(error, message, options):
 
 
 def test_an_error_of_the_network_is_its_own():
-    with pytest.raises(RuntimeError, match="expected input.* to have 3 channels"):
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 3 channels"):
         insert(example=torch.zeros(2, 4, 8, 8))
 
 
@@ -785,7 +788,7 @@ def test_what_was_inserted_is_no_layer_of_the_network():
 
 def test_all_that_a_network_has_is_listed_as_patterns():
     message = (
-        "'x' matches no layer; The network has stem, stem.*, stages, stages.*, stages.*.*, sta"
+        "'x' matches no layer; the network has stem, stem.*, stages, stages.*, stages.*.*, sta"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         insert("se", classifier(), after="x")
