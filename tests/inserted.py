@@ -1,9 +1,12 @@
 """What the tests of insertion share: mechanisms with options for any width, and small networks."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from cases import plain
 
 # Widths of 8 and more; a mechanism's own defaults are for 64 and more.
 OPTIONS = {
@@ -127,11 +130,28 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def pictures(h=16, w=16, b=2):
+def pictures(h=16, w=24, b=2):
     return torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(1))
 
 
-def weighted_sum(out):
-    """A loss in which every number of a result counts."""
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
-    return (out * weights).sum()
+class WithInsertions(NamedTuple):
+    """A network with a mechanism in it, for tests that build and train it."""
+
+    mechanism: str
+
+    @property
+    def name(self):
+        return f"{self.mechanism} inserted"
+
+    def build(self):
+        torch.manual_seed(0)
+        network = Classifier()
+        options = OPTIONS[self.mechanism] | {"after": "stages.*.*.bn2", "example": pictures()}
+        plain("insertion").insert_attention(network, self.mechanism, **options)
+        return network
+
+    def example(self, b):
+        return pictures(b=b)
+
+
+INSERTED = [WithInsertions(mechanism) for mechanism in ("cbam", "da", "ea")]

@@ -23,13 +23,14 @@ from attn_course import (
     attention_maps,
     create_network,
     insert_attention,
+    insertion,
     list_attentions,
     remove_attention,
 )
 from attn_course.insertion import Inserted, _layers, _layout, _patches
 from attn_course.networks import PositionsAsTokens
 from cases import plain
-from inserted import OPTIONS, ChannelsLast, Classifier, Tokens, pictures
+from inserted import OPTIONS, ChannelsLast, Classifier, Residual, Tokens, pictures
 
 BN2 = "stages.*.*.bn2"
 X = pictures(16, 24)
@@ -40,17 +41,18 @@ def classifier(training=False):
     return Classifier().train(training)
 
 
-def with_se(network=None, after=BN2, example=X, **options):
+def with_se(network=None, after=BN2, example=X, module=insertion, **options):
     network = classifier() if network is None else network
-    insert_attention(network, "se", after=after, example=example, **OPTIONS["se"], **options)
+    options |= OPTIONS["se"] | {"after": after, "example": example}
+    module.insert_attention(network, "se", **options)
     return network
 
 
 def moved(network):
     """The network with every α at a value of its own, as after some training."""
-    for index, module in enumerate(m for m in network.modules() if isinstance(m, Inserted)):
-        if module.alpha is not None:
-            nn.init.constant_(module.alpha, 0.3 + 0.1 * index)
+    alphas = [p for key, p in network.named_parameters() if key.endswith("inserted.alpha")]
+    for index, alpha in enumerate(alphas):
+        nn.init.constant_(alpha, 0.3 + 0.1 * index)
     return network
 
 
@@ -353,6 +355,12 @@ class Restless(nn.Module):
         self.register_buffer("cache", None)
         self.fails = fails
         self.conv.register_forward_hook(print_nothing)
+
+    def train(self, mode=True):
+        """Merges weights for evaluation, as some do."""
+        with torch.no_grad():
+            self.conv.weight.mul_(0.5 if mode else 2.0)
+        return super().train(mode)
 
     def forward(self, x):
         self.count += 1
@@ -866,14 +874,19 @@ def test_no_maps():
 # Uses
 
 
-def build(mechanism="cbam", plain_modules=False, **options):
-    """A classifier in which every α has a value, without the type checks of these tests."""
-    network = classifier()
-    place = {"beside": "stages.*.*.conv2"} if mechanism == "sk" else {"after": BN2}
-    plain_insertion.insert_attention(network, mechanism, example=X, **place, **OPTIONS[mechanism])
-    for module in network.modules():
-        if isinstance(module, plain_insertion.Inserted) and module.alpha is not None:
-            nn.init.constant_(module.alpha, 0.5)
+def block():
+    torch.manual_seed(0)
+    return nn.Sequential(Residual(3, 8)).eval()
+
+
+def build():
+    """A block with a gate and a replaced convolution, without the type checks of these tests."""
+    network = block()
+    insert = partial(plain_insertion.insert_attention, network, example=X)
+    insert("cbam", after="0.bn2", **OPTIONS["cbam"])
+    insert("sk", beside="0.conv1", **OPTIONS["sk"])
+    for inserted in (network[0].bn2.inserted, network[0].conv1.inserted):
+        nn.init.constant_(inserted.alpha, 0.5)
     return network
 
 
@@ -885,14 +898,9 @@ def test_copies_are_whole_and_their_own(copied):
     twin = copied(network)
     assert torch.equal(twin(X), network(X))
     before = network(X)
-    for module in twin.modules():
-        if hasattr(module, "alpha"):
-            nn.init.zeros_(module.alpha)
-    assert torch.equal(twin(X), classifier()(X))
-    assert torch.equal(network(X), before)
-    remove = plain_insertion.remove_attention
-    remove(twin)
-    assert list(twin.state_dict()) == list(classifier().state_dict())
+    plain_insertion.remove_attention(twin)
+    assert torch.equal(twin(X), block()(X))
+    assert list(twin.state_dict()) == list(block().state_dict())
     assert torch.equal(network(X), before)
 
 
@@ -903,33 +911,38 @@ def test_a_whole_network_is_saved(tmp_path):
     assert torch.equal(loaded(X), network(X))
 
 
-@pytest.mark.parametrize("mechanism", ["cbam", "sk"])
-def test_compile(mechanism):
+def test_compile():
     torch.compiler.reset()
-    network = build(mechanism)
+    network = build()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(X), network(X), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(compiled(X), classifier()(X))
-
-
-def exported(network, x):
-    axes = ({axis: torch.export.Dim(name, min=8, max=64) for axis, name in ((2, "h"), (3, "w"))},)
-    return torch.export.export(network, (x,), dynamic_shapes=axes)
+    with torch.no_grad():
+        for x in (X, pictures(20, 32)):
+            torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(compiled(X), block()(X))
 
 
 def test_export():
     network, other = build(), pictures(20, 32)
-    torch.testing.assert_close(exported(network, X).module()(other), network(other))
+    sides = {2: torch.export.Dim("h", min=8, max=64), 3: torch.export.Dim("w", min=8, max=64)}
+    program = torch.export.export(network, (X,), dynamic_shapes=(sides,))
+    torch.testing.assert_close(program.module()(other), network(other))
+    assert not torch.allclose(network(other), block()(other))
+
+
+def test_export_of_tokens():
+    network = moved(with_se(Tokens().eval(), after="mlp", module=plain_insertion))
+    program = torch.export.export(network, (X,))
+    torch.testing.assert_close(program.module()(X), network(X))
 
 
 def test_onnx(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = build("se")
+    network = build()
     torch.onnx.export(network, (X,), tmp_path / "n.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "n.onnx")
-    (scores,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
-    torch.testing.assert_close(torch.from_numpy(scores), network(X), rtol=1e-4, atol=1e-4)
+    (out,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), network(X), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mechanism", list_attentions())
@@ -959,7 +972,7 @@ def test_under_autocast_the_network_stays_the_same():
 
 
 def test_gradients_of_a_network_as_torch_func_has_them():
-    network = build("se")
+    network = build()
     parameters = dict(network.named_parameters())
     buffers = dict(network.named_buffers())
 

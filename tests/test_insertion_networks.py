@@ -132,3 +132,30 @@ def test_identity_at_first_and_then_all_learn(built, name, place, mechanism):
         if key.startswith(tuple(new)) and (parameter.grad is None or not parameter.grad.any())
     }
     assert not {key for key in dead if not key.endswith(tuple(CANCELLED.get(mechanism, ["-"])))}
+
+
+def test_the_backbone_of_a_detector(request):
+    request.getfixturevalue("timm")  # which brings torchvision, with its operators
+    tasks = pytest.importorskip(
+        "ultralytics.nn.tasks", reason="ultralytics is not installed: pip install ultralytics"
+    )
+    torch.manual_seed(0)
+    detector = tasks.DetectionModel("yolov8n.yaml", verbose=False)
+    before, x = copy.deepcopy(detector), pictures(64, 96)
+    place = {"after": ["model.4", "model.6", "model.9"], "example": x}
+    insert_attention(detector, "cbam", **place, **OPTIONS["cbam"])
+    for training in (False, True):
+        expected = tensors(outputs(before, x, training))
+        assert all(map(torch.equal, tensors(outputs(detector, x, training)), expected))
+    sum(y.square().mean() for y in tensors(detector(x))).backward()
+    assert all(
+        p.grad.any() for key, p in detector.named_parameters() if key.endswith("inserted.alpha")
+    )
+
+
+def tensors(out):
+    """All tensors in what a detector returns."""
+    if isinstance(out, torch.Tensor):
+        return [out]
+    parts = out.values() if isinstance(out, dict) else out
+    return [tensor for part in parts for tensor in tensors(part)]
