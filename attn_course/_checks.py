@@ -136,25 +136,21 @@ def make_module(name: str, factory: Any, *args: Any, **options: Any) -> nn.Modul
     return module
 
 
-def check_mapping(**mappings: Any) -> None:
-    """Requires mappings, such as dicts."""
+def check_mapping(hint: str = "", **mappings: Any) -> None:
+    """Requires mappings, such as dicts; a hint ends the error."""
     for name, mapping in mappings.items():
         if not isinstance(mapping, Mapping):
-            raise TypeError(f"{name} must be a mapping, got {_described(mapping)}")
+            raise TypeError(f"{name} must be a mapping, got {_described(mapping)}{hint}")
 
 
 def check_state_dict(state_dict: Any) -> None:
     """Requires a mapping of names to tensors; a model or a whole checkpoint is none."""
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(
-            f"state_dict must be a mapping, got {_described(state_dict)}; pass what the model's "
-            "state_dict() returns"
-        )
+    hint = "; pass what the model's state_dict() returns"
+    check_mapping(hint, state_dict=state_dict)
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise TypeError(
-                f"state_dict must map names to tensors, got {_described(tensor)} for {key!r}; "
-                "pass what the model's state_dict() returns"
+                f"state_dict must map names to tensors, got {_described(tensor)} for {key!r}{hint}"
             )
 
 

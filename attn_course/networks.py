@@ -5,29 +5,33 @@
 # %% auto
 __all__ = [
     "Stem",
+    "AttentionName",
+    "NetworkName",
     "Place",
     "MECHANISMS",
     "NETWORKS",
-    "OPTIONS",
     "PositionsAsTokens",
-    "Block",
+    "BasicBlock",
+    "Bottleneck",
     "ResNet",
     "Mechanism",
+    "find_mechanism",
+    "parameters_of",
+    "check_options",
+    "make_attention",
     "list_attentions",
     "create_attention",
     "create_network",
-    "convert_timm",
-    "convert_authors",
 ]
 
 # %% ../notebooks/09_networks.ipynb
 import difflib
 import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,7 +43,6 @@ from ._checks import (
     check_flag,
     check_mapping,
     check_one_of,
-    check_state_dict,
     check_whole,
     make_module,
 )
@@ -105,33 +108,51 @@ def _conv(
     return conv
 
 
-class Block(nn.Module):
-    """A residual block of ResNet, with a place for a gate and one for a replaced convolution.
+def _downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The shortcut's own convolution, where x has not the shape of the result."""
+    if stride == 1 and channels == out_channels:
+        return None
+    return nn.Sequential(_conv(channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels))
+
+
+def _gate_and_add(
+    residual: Float[Tensor, "b c h w"], gate: nn.Module | None, shortcut: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h w"]:
+    """Returns ReLU(gate(residual) + shortcut), in place where no backward pass needs the old value.
+
+    A batch norm's does not need its result, with which the residual ends. A gate's may.
+    """
+    out = residual.add_(shortcut) if gate is None else gate(residual) + shortcut  # (b, c, h, w)
+    return out.relu_()  # (b, c, h, w)
+
+
+# %% ../notebooks/09_networks.ipynb
+class BasicBlock(nn.Module):
+    """Two 3 × 3 convolutions and a shortcut, with places for a gate and for another convolution.
 
     Deep Residual Learning for Image Recognition, arXiv:1512.03385:
 
+        F(x) = BN(conv2(ReLU(BN(conv1(x)))))
         out = ReLU(gate(F(x)) + shortcut(x))
-
-    F is 1 × 1, 3 × 3, 1 × 1 for a bottleneck and 3 × 3, 3 × 3 for a basic block; a batch norm
-    follows each, a ReLU each but the last.
 
     Args:
         channels: Number of channels of x.
-        planes: Number of channels of the result, for a bottleneck a quarter of it.
-        stride: Stride of the block.
-        bottleneck: Whether the block is a bottleneck.
-        groups: Groups of the bottleneck's 3 × 3.
-        width_per_group: Each group of the bottleneck's 3 × 3 has planes · width_per_group / 64
-            channels, rounded down.
-        stride_in_1x1: Whether the bottleneck's first 1 × 1 has the stride, instead of its 3 × 3.
-        gate: Makes the gate from the number of channels. `attention` is what it made.
-        conv: Makes what stands in place of `conv2`, from channels and stride.
-        norm_after_conv: Whether batch norm and ReLU follow what `conv` made, in a bottleneck.
+        planes: Number of channels of the result.
+        stride: Stride of the first 3 × 3.
+        gate: Makes the gate from the number of channels. The block's `gate` is what it made, or
+            None.
+        conv: Makes what stands in place of the second 3 × 3, as conv(planes, stride=1).
+
+    Shape:
+        x: (b, channels, h, w). The result is (b, planes, h_out, w_out), with h and w divided by
+        the stride and rounded up.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A number is less than 1, or leaves no channel in a group.
+        ValueError: A number is less than 1.
     """
+
+    expansion: ClassVar[int] = 1  # the result has expansion · planes channels
 
     def __init__(
         self,
@@ -139,7 +160,73 @@ class Block(nn.Module):
         planes: int,
         stride: int = 1,
         *,
-        bottleneck: bool = True,
+        gate: Callable[..., nn.Module] | None = None,
+        conv: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        check_whole(channels=channels, planes=planes, stride=stride)
+        self.conv1 = _conv(channels, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = (
+            _conv(planes, planes, 3)
+            if conv is None
+            else make_module("conv", conv, planes, stride=1)
+        )
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.gate = None if gate is None else make_module("gate", gate, planes)
+        self.downsample = _downsample(channels, planes, stride)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
+        """Adds the gated result of the convolutions to the shortcut."""
+        shortcut = x if self.downsample is None else self.downsample(x)  # (b, c_out, h_out, w_out)
+        return _gate_and_add(self.residual(x), self.gate, shortcut)  # (b, c_out, h_out, w_out)
+
+    def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
+        """Returns F(x): what the gate sees."""
+        out = self.bn1(self.conv1(x)).relu_()  # (b, c_out, h_out, w_out)
+        return self.bn2(self.conv2(out))  # (b, c_out, h_out, w_out)
+
+
+# %% ../notebooks/09_networks.ipynb
+class Bottleneck(nn.Module):
+    """A 3 × 3 convolution between two 1 × 1, and a shortcut, with the same places for attention.
+
+    Deep Residual Learning for Image Recognition, arXiv:1512.03385, and, with groups,
+    Aggregated Residual Transformations for Deep Neural Networks (ResNeXt), arXiv:1611.05431:
+
+        F(x) = BN(conv3(ReLU(BN(conv2(ReLU(BN(conv1(x))))))))
+        out = ReLU(gate(F(x)) + shortcut(x))
+
+    Args:
+        channels: Number of channels of x.
+        planes: A quarter of the number of channels of the result.
+        stride: Stride of the 3 × 3.
+        groups: Groups of the 3 × 3.
+        width_per_group: Each group of the 3 × 3 has planes · width_per_group / 64 channels,
+            rounded down.
+        stride_in_1x1: Whether the first 1 × 1 has the stride, instead of the 3 × 3.
+        gate: Makes the gate from the number of channels. The block's `gate` is what it made, or
+            None.
+        conv: Makes what stands in place of the 3 × 3, from its channels and stride.
+        norm_after_conv: Whether batch norm and ReLU follow what `conv` made.
+
+    Shape:
+        x: (b, channels, h, w). The result is (b, 4 · planes, h_out, w_out), with h and w divided
+        by the stride and rounded up.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A number is less than 1, or leaves no channel in a group.
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        channels: int,
+        planes: int,
+        stride: int = 1,
+        *,
         groups: int = 1,
         width_per_group: int = 64,
         stride_in_1x1: bool = False,
@@ -150,55 +237,37 @@ class Block(nn.Module):
         super().__init__()
         check_whole(channels=channels, planes=planes, stride=stride)
         check_whole(groups=groups, width_per_group=width_per_group)
-        if bottleneck and planes * width_per_group < 64:
+        if planes * width_per_group < 64:
             raise ValueError(
                 f"planes={planes} leaves no channel in a group for "
                 f"width_per_group={width_per_group}; pass planes >= {-(-64 // width_per_group)}"
             )
-        self.bottleneck = bottleneck
-        width = groups * (planes * width_per_group // 64) if bottleneck else planes
-        out_channels = 4 * planes if bottleneck else planes
-        early = stride if stride_in_1x1 or not bottleneck else 1  # of conv1
-        late = stride // early  # of conv2
-        self.conv1 = _conv(channels, width, 1 if bottleneck else 3, early)
+        width = groups * (planes * width_per_group // 64)
+        early, late = (stride, 1) if stride_in_1x1 else (1, stride)  # of conv1, of conv2
+        self.conv1 = _conv(channels, width, stride=early)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = (
             _conv(width, width, 3, late, groups)
             if conv is None
             else make_module("conv", conv, width, stride=late)
         )
-        self.norm_and_relu = conv is None or norm_after_conv or not bottleneck
-        self.bn2 = nn.BatchNorm2d(width) if self.norm_and_relu else nn.Identity()
-        if bottleneck:
-            self.conv3 = _conv(width, out_channels)
-            self.bn3 = nn.BatchNorm2d(out_channels)
-        self.attention = nn.Identity() if gate is None else make_module("gate", gate, out_channels)
-        fits = stride == 1 and channels == out_channels
-        self.downsample = (
-            None
-            if fits
-            else nn.Sequential(
-                _conv(channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels)
-            )
-        )
+        self.bn2 = nn.BatchNorm2d(width) if conv is None or norm_after_conv else None
+        self.conv3 = _conv(width, 4 * planes)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
+        self.gate = None if gate is None else make_module("gate", gate, 4 * planes)
+        self.downsample = _downsample(channels, 4 * planes, stride)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Adds the gated result of the convolutions to the shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)  # (b, c_out, h_out, w_out)
-        gated = self.attention(self.residual(x))  # (b, c_out, h_out, w_out)
-        return (gated + shortcut).relu()  # (b, c_out, h_out, w_out)
+        return _gate_and_add(self.residual(x), self.gate, shortcut)  # (b, c_out, h_out, w_out)
 
     def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Returns F(x): what the gate sees."""
-        out = self.bn2(self.conv2(self.before_conv2(x)))  # (b, width, h_out, w_out)
-        if not self.bottleneck:
-            return out
-        out = self.conv3(out.relu() if self.norm_and_relu else out)  # (b, c_out, h_out, w_out)
-        return self.bn3(out)  # (b, c_out, h_out, w_out)
-
-    def before_conv2(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width h2 w2"]:
-        """Returns what `conv2` sees."""
-        return self.bn1(self.conv1(x)).relu()  # (b, width, h2, w2)
+        out = self.conv2(self.bn1(self.conv1(x)).relu_())  # (b, width, h_out, w_out)
+        if self.bn2 is not None:
+            out = self.bn2(out).relu_()  # (b, width, h_out, w_out)
+        return self.bn3(self.conv3(out))  # (b, c_out, h_out, w_out)
 
 
 # %% ../notebooks/09_networks.ipynb
@@ -216,10 +285,10 @@ class ResNet(nn.Module):
         depths: Number of blocks of each of the four stages. (3, 4, 6, 3) is ResNet-50's.
         num_classes: Number of classes.
         bottleneck: Whether the blocks are bottlenecks, as in ResNet-50, or basic, as in ResNet-18.
-        in_channels: Number of channels of the pictures.
+        in_channels: Number of channels of the images.
         planes: Channels of the 3 × 3 of each stage. The paper's are the default.
         stem: "imagenet" for the paper's 7 × 7 and maximum pooling, which leave a quarter of h and
-            w; "small" for one 3 × 3 that leaves all, for pictures of 32 × 32 or so.
+            w; "small" for one 3 × 3 that leaves all, for images of 32 × 32 or so.
         groups: Groups of the bottleneck's 3 × 3; ResNeXt-50 has 32.
         width_per_group: Channels of each group where planes are 64. ResNeXt-50 has 4.
         stride_in_1x1: Whether the stride of a bottleneck is in its first 1 × 1, as in the authors'
@@ -232,8 +301,8 @@ class ResNet(nn.Module):
             basic block a batch norm always does: without one the block could add nothing negative.
         stages: The stages, counted from 1, that get gate and conv.
         head: Makes a module that stands after the last stage: head(channels).
-        head_width: If given, a 3 × 3 convolution with batch norm and ReLU brings the feature map
-            to this number of channels before the head.
+        head_width: If given, a 3 × 3 convolution with batch norm and ReLU, the `neck`, brings the
+            feature map to this number of channels before the head.
 
     Shape:
         x: (b, in_channels, h, w). The result is (b, num_classes).
@@ -274,91 +343,128 @@ class ResNet(nn.Module):
             raise ValueError(f"stages must be numbers from 1 to 4, got {stages}")
         if head_width is not None:
             check_whole(head_width=head_width)
-        if not bottleneck and (groups, width_per_group, stride_in_1x1) != (1, 64, False):
-            raise ValueError(
-                f"groups={groups}, width_per_group={width_per_group} and "
-                f"stride_in_1x1={stride_in_1x1} are for bottlenecks; leave them as they are"
-            )
-        self.in_channels = in_channels
+            if head is None:
+                raise ValueError(f"head_width={head_width} needs a head; pass head as well")
+        shape: dict[str, Any] = {"groups": groups, "width_per_group": width_per_group}
+        shape |= {"stride_in_1x1": stride_in_1x1, "norm_after_conv": norm_after_conv}
+        if not bottleneck and tuple(shape.values()) != (1, 64, False, True):
+            raise ValueError(f"{_listed(shape)} are for bottlenecks; leave them as they are")
+        block: type[Any] = Bottleneck if bottleneck else BasicBlock
         channels = planes[0]
         small = stem == "small"
+        self.in_channels = in_channels
         self.conv1 = _conv(in_channels, channels, 3 if small else 7, 1 if small else 2)
         self.bn1 = nn.BatchNorm2d(channels)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
         layers = []
         for stage, (depth, width) in enumerate(zip(depths, planes, strict=True), start=1):
+            options: dict[str, Any] = shape if bottleneck else {}
+            if stage in stages:
+                options = options | {"gate": gate, "conv": conv}
             blocks = []
             for index in range(depth):
-                block = Block(
-                    channels,
-                    width,
-                    stride=2 if stage > 1 and index == 0 else 1,
-                    bottleneck=bottleneck,
-                    groups=groups,
-                    width_per_group=width_per_group,
-                    stride_in_1x1=stride_in_1x1,
-                    gate=gate if stage in stages else None,
-                    conv=conv if stage in stages else None,
-                    norm_after_conv=norm_after_conv,
-                )
-                blocks.append(block)
-                channels = 4 * width if bottleneck else width
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(block(channels, width, stride, **options))
+                channels = block.expansion * width
             layers.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.neck: nn.Module = nn.Identity()
         if head_width is not None:
-            norm = nn.BatchNorm2d(head_width)
-            self.neck = nn.Sequential(_conv(channels, head_width, 3), norm, nn.ReLU())
+            conv3x3, norm = _conv(channels, head_width, 3), nn.BatchNorm2d(head_width)
+            self.neck = nn.Sequential(conv3x3, norm, nn.ReLU(inplace=True))
             channels = head_width
-        self.attention = nn.Identity() if head is None else make_module("head", head, channels)
-        self.fc = nn.Linear(channels, num_classes)
+        self.head = nn.Identity() if head is None else make_module("head", head, channels)
+        self.num_features = channels
+        self.reset_classifier(num_classes)
 
     def forward(self, x: Float[Tensor, "b in_channels h w"]) -> Float[Tensor, "b num_classes"]:
         """Returns the scores of the classes."""
-        z = self.features(x).mean((2, 3))  # (b, c)
-        return self.fc(z)  # (b, num_classes)
+        return self.forward_head(self.forward_features(x))  # (b, num_classes)
 
-    def features(self, x: Float[Tensor, "b in_channels h w"]) -> Float[Tensor, "b c h_out w_out"]:
+    def forward_features(
+        self, x: Float[Tensor, "b in_channels h w"]
+    ) -> Float[Tensor, "b c h_out w_out"]:
         """Returns the last feature map, after the head."""
-        return self.attention(self.neck(self.maps(x)[-1]))  # (b, c, h_out, w_out)
+        x = self._stem(x)  # (b, planes[0], h / 4, w / 4)
+        for stage in self._stages():
+            x = stage(x)  # half of h and w, from the second on
+        return self.head(self.neck(x))  # (b, c, h_out, w_out)
+
+    def forward_head(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b num_classes"]:
+        """Returns the scores of the classes, from the last feature map."""
+        return self.fc(x.mean((2, 3)))  # (b, num_classes)
 
     def maps(self, x: Float[Tensor, "b in_channels h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Returns five feature maps: after the stem, and after each stage."""
-        check_feature_map(x, in_channels=self.in_channels)
-        maps = [self.maxpool(self.bn1(self.conv1(x)).relu())]  # (b, planes[0], h / 4, w / 4)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            maps.append(layer(maps[-1]))  # half of h and w, from the second on
+        maps = [self._stem(x)]  # (b, planes[0], h / 4, w / 4)
+        for stage in self._stages():
+            maps.append(stage(maps[-1]))  # half of h and w, from the second on
         return maps
 
-    def attended(self, x: Float[Tensor, "b in_channels h w"]) -> dict[str, Any]:
-        """Returns what each attention module attends with, by the name of the module.
+    def reset_classifier(self, num_classes: int) -> None:
+        """Puts a fresh last layer in place, for another number of classes."""
+        check_whole(num_classes=num_classes)
+        at = self.conv1.weight
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes, device=at.device, dtype=at.dtype)
 
-        The values are what the modules' own method `attention` returns. Modules without one are
-        left out.
-        """
+    def _stem(self, x: Float[Tensor, "b in_channels h w"]) -> Float[Tensor, "b c h_out w_out"]:
         check_feature_map(x, in_channels=self.in_channels)
-        seen: list[tuple[str, nn.Module, Tensor]] = []
-        x = self.maxpool(self.bn1(self.conv1(x)).relu())  # (b, planes[0], h / 4, w / 4)
-        for name, block in self.named_modules():
-            if isinstance(block, Block):
-                seen.append((f"{name}.conv2", block.conv2, block.before_conv2(x)))
-                seen.append((f"{name}.attention", block.attention, block.residual(x)))
-                x = block(x)  # (b, c, h, w)
-        seen.append(("attention", self.attention, self.neck(x)))
-        looks = [(name, getattr(module, "attention", None), x) for name, module, x in seen]
-        return {name: look(x) for name, look, x in looks if look is not None}
+        return self.maxpool(self.bn1(self.conv1(x)).relu_())  # (b, planes[0], h / 4, w / 4)
+
+    def _stages(self) -> Iterable[nn.Module]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
 
 
 # %% ../notebooks/09_networks.ipynb
+AttentionName = Literal["cbam", "da", "ea", "epsa", "mhsa", "se", "sge", "sk"]
+NetworkName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
 Place = Literal["gate", "conv", "head"]
 
 
+def _nothing(bottleneck: bool, planes: Sequence[int]) -> dict[str, Any]:
+    """What most mechanisms ask of a network."""
+    return {}
+
+
+def _wide_bottlenecks(bottleneck: bool, planes: Sequence[int]) -> dict[str, Any]:
+    """SK: a bottleneck with twice as wide a 3 × 3, and SK's own batch norm and ReLU in it."""
+    return {"width_per_group": 128, "norm_after_conv": False} if bottleneck else {}
+
+
+def _last_stage(bottleneck: bool, planes: Sequence[int]) -> dict[str, Any]:
+    """MHSA, as in BoTNet: the last stage only."""
+    return {"stages": (4,)}
+
+
+def _quarter_of_channels(bottleneck: bool, planes: Sequence[int]) -> dict[str, Any]:
+    """DA and EA: a 3 × 3 before the head, which leaves a quarter of the channels."""
+    return {"head_width": planes[-1] if bottleneck else planes[-1] // 4}
+
+
 class Mechanism(NamedTuple):
-    """How a mechanism is made, where its paper puts it, and what it asks of the network there."""
+    """How a mechanism is made, where its paper puts it, and what it asks of the network there.
+
+    `make` takes the number of channels and the mechanism's options and makes a module for feature
+    maps. `network` takes the network's `bottleneck` and `planes` and returns options of `ResNet`.
+    `tokens` is the mechanism's class where that is another than `make`, since it takes tokens.
+    `is_identity` says that the module returns what it gets until it has learned.
+    """
 
     make: Callable[..., nn.Module]
-    place: Place
-    network: Mapping[str, Any]
+    place: Place = "gate"
+    network: Callable[[bool, Sequence[int]], dict[str, Any]] = _nothing
+    tokens: type[nn.Module] | None = None
+    is_identity: bool = False
 
 
 def _self_attention(
@@ -369,59 +475,51 @@ def _self_attention(
     return PositionsAsTokens(tokens, stride)
 
 
-MECHANISMS = {
-    "cbam": Mechanism(CBAM, "gate", {}),
-    "da": Mechanism(DualAttention, "head", {}),
-    "ea": Mechanism(ExternalAttention, "head", {}),
-    "epsa": Mechanism(PyramidSqueezeAttention, "conv", {}),
-    "mhsa": Mechanism(_self_attention, "conv", {"stages": (4,)}),
-    "se": Mechanism(SqueezeExcitation, "gate", {}),
-    "sge": Mechanism(SpatialGroupEnhance, "gate", {}),
-    "sk": Mechanism(SelectiveKernel, "conv", {"norm_after_conv": False}),
+MECHANISMS: dict[AttentionName, Mechanism] = {
+    "cbam": Mechanism(CBAM),
+    "da": Mechanism(DualAttention, "head", _quarter_of_channels, is_identity=True),
+    "ea": Mechanism(ExternalAttention, "head", _quarter_of_channels),
+    "epsa": Mechanism(PyramidSqueezeAttention, "conv"),
+    "mhsa": Mechanism(_self_attention, "conv", _last_stage, tokens=MultiHeadSelfAttention),
+    "se": Mechanism(SqueezeExcitation),
+    "sge": Mechanism(SpatialGroupEnhance),
+    "sk": Mechanism(SelectiveKernel, "conv", _wide_bottlenecks),
 }
-NETWORKS: dict[str, dict[str, Any]] = {
+NETWORKS: dict[NetworkName, dict[str, Any]] = {
     "resnet18": {"depths": (2, 2, 2, 2), "bottleneck": False},
     "resnet34": {"depths": (3, 4, 6, 3), "bottleneck": False},
     "resnet50": {"depths": (3, 4, 6, 3)},
     "resnet101": {"depths": (3, 4, 23, 3)},
     "resnext50_32x4d": {"depths": (3, 4, 6, 3), "groups": 32, "width_per_group": 4},
     "resnext101_32x4d": {"depths": (3, 4, 23, 3), "groups": 32, "width_per_group": 4},
+    "wide_resnet50_2": {"depths": (3, 4, 6, 3), "width_per_group": 128},
+    "wide_resnet101_2": {"depths": (3, 4, 23, 3), "width_per_group": 128},
 }
-OPTIONS = [
-    *("in_channels", "planes", "stem", "groups", "width_per_group", "stride_in_1x1", "stages"),
-    *("head_width", "norm_after_conv"),
-]
 
 
 # %% ../notebooks/09_networks.ipynb
-def _mechanism(attention: str | Callable[..., nn.Module]) -> Mechanism:
-    """The mechanism of that name or class, or one made of a function."""
+def find_mechanism(attention: AttentionName | Callable[..., nn.Module]) -> Mechanism:
+    """Returns the record of a mechanism, from its name, its class or a function that makes it.
+
+    `insert_attention` shares this function, `check_options` and `make_attention` with
+    `create_network`.
+
+    Raises:
+        TypeError: attention is neither a name nor a class or function.
+        ValueError: The name is unknown.
+    """
     if isinstance(attention, str):
-        _check("attention", attention, list_attentions())
+        _check_known("attention", [attention], list_attentions())
         return MECHANISMS[attention]
     check_factory(attention=attention)
-    known = [mechanism for mechanism in MECHANISMS.values() if mechanism.make is attention]
-    return known[0] if known else Mechanism(attention, "gate", {})
+    known = [m for m in MECHANISMS.values() if attention in (m.make, m.tokens)]
+    return known[0] if known else Mechanism(attention)
 
 
-def _defaults(mechanism: Mechanism, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mechanism asks of a network, where it stands at its paper's place."""
-    bottleneck = settings.get("bottleneck", True)
-    defaults = dict(mechanism.network)
-    if mechanism.make is SelectiveKernel and bottleneck:
-        defaults["width_per_group"] = 128
-    if mechanism.place == "head":
-        planes = settings.get("planes", (64, 128, 256, 512))
-        check_each_whole(4, planes=planes)
-        channels = planes[-1]
-        defaults["head_width"] = channels if bottleneck else channels // 4
-    return defaults
-
-
-def _parameters(make: Callable[..., nn.Module]) -> list[str]:
-    """The names of a function's parameters; none if it takes any."""
+def parameters_of(mechanism: Mechanism) -> list[str]:
+    """Returns the names of the arguments that make the mechanism; none if it takes any."""
     try:
-        parameters = inspect.signature(make).parameters.values()
+        parameters = inspect.signature(mechanism.make).parameters.values()
     except ValueError:  # built in, and tells nothing
         return []
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -429,9 +527,56 @@ def _parameters(make: Callable[..., nn.Module]) -> list[str]:
     return [parameter.name for parameter in parameters]
 
 
-def _check(kind: str, given: str | Mapping[str, Any], valid: Sequence[str]) -> None:
-    """Requires a valid name, or valid keys; the error says what is, and what comes nearest."""
-    for name in given if isinstance(given, Mapping) else [given]:
+def check_options(
+    mechanism: Mechanism,
+    options: Mapping[str, Any],
+    *,
+    kind: str = "attention option",
+    not_yours: Iterable[str] = (),
+) -> None:
+    """Requires options that the mechanism takes; `not_yours` are for the place to choose.
+
+    An option may be a plain function, which then takes the number of channels alone.
+
+    Raises:
+        TypeError: An option is no string, or a function that takes something else.
+        ValueError: An option is unknown, or not for the caller to choose.
+    """
+    valid = parameters_of(mechanism)
+    _check_known(kind, options, valid[1:] if valid else list(options))
+    for option, value in options.items():
+        if option in not_yours:
+            raise ValueError(f"{kind} {option!r} is for the network to choose; leave it out")
+        if inspect.isfunction(value):
+            try:
+                inspect.signature(value).bind(1)
+            except TypeError:
+                raise TypeError(
+                    f"{kind} {option!r} is a function, which must take the number of channels and "
+                    f"return the option; to pass the function itself, pass functools.partial of it"
+                ) from None
+
+
+def make_attention(
+    mechanism: Mechanism, channels: int, options: Mapping[str, Any], **chosen: Any
+) -> nn.Module:
+    """Makes a mechanism for a place of that width; `chosen` is what the place decides.
+
+    Options that are plain functions are called with the number of channels.
+
+    Raises:
+        TypeError: The mechanism is made by something that makes no module.
+    """
+    values = {
+        option: value(channels) if inspect.isfunction(value) else value
+        for option, value in options.items()
+    }
+    return make_module("attention", mechanism.make, channels, **values, **chosen)
+
+
+def _check_known(kind: str, given: Iterable[Any], valid: Sequence[str]) -> None:
+    """Requires valid names; the error says what is valid, and what comes nearest."""
+    for name in given:
         if not isinstance(name, str):
             raise TypeError(f"{kind} must be a str, got {name!r} ({type(name).__name__})")
         if name not in valid:
@@ -440,258 +585,148 @@ def _check(kind: str, given: str | Mapping[str, Any], valid: Sequence[str]) -> N
             raise ValueError(f"{kind} {name!r} is unknown; {hint}pass one of {', '.join(valid)}")
 
 
+def _listed(options: Mapping[str, Any]) -> str:
+    """The options as they would stand in a call."""
+    return ", ".join(f"{option}={value!r}" for option, value in options.items())
+
+
 # %% ../notebooks/09_networks.ipynb
-def list_attentions() -> list[str]:
+def list_attentions() -> list[AttentionName]:
     """Returns the names that `create_attention` and `create_network` know."""
     return sorted(MECHANISMS)
 
 
-def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
+def create_attention(
+    name: AttentionName,
+    channels: int,
+    *,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> nn.Module:
     """Makes a mechanism of the course by its name; each takes and returns feature maps.
+
+    `partial(create_attention, "se")` makes gates wherever a function of the number of channels is
+    asked for, such as timm's `attn_layer`.
 
     Args:
         name: One of `list_attentions()`. "mhsa" is `MultiHeadSelfAttention` on the positions.
         channels: Number of channels of the feature map.
-        **options: Those of the mechanism's class, and `stride` for "mhsa".
+        device: Where the parameters are; by default PyTorch's default device.
+        dtype: Their type; by default PyTorch's default type.
+        **options: Those of the mechanism's class, and `stride` for "mhsa"; plain functions are
+            called with the number of channels.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: The name or an option is unknown, or the mechanism refuses a value.
     """
-    _check("name", name, list_attentions())
-    make = MECHANISMS[name].make
-    _check(f"option of {name!r}", options, _parameters(make)[1:])
-    return make(channels, **options)
+    _check_known("name", [name], list_attentions())
+    check_options(MECHANISMS[name], options, kind=f"option of {name!r}")
+    return make_attention(MECHANISMS[name], channels, options).to(device, dtype)
 
 
 def create_network(
-    name: str,
-    attention: str | Callable[..., nn.Module] | None = None,
+    name: NetworkName,
+    attention: AttentionName | Callable[..., nn.Module] | None = None,
     num_classes: int = 1000,
     *,
     place: Place | None = None,
     attention_options: Mapping[str, Any] | None = None,
-    **options: Any,
+    in_channels: int = 3,
+    planes: Sequence[int] = (64, 128, 256, 512),
+    stem: Stem = "imagenet",
+    stride_in_1x1: bool = False,
+    stages: Sequence[int] | Literal["paper"] = "paper",
+    head_width: int | Literal["paper"] | None = "paper",
+    norm_after_conv: bool | Literal["paper"] = "paper",
+    **others: Any,
 ) -> ResNet:
     """Makes a ResNet by its name, with an attention mechanism where its paper puts it.
 
+    The network's groups and widths come with its name; `ResNet` makes networks of any others.
+
     Args:
-        name: "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d" or
-            "resnext101_32x4d".
+        name: "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d",
+            "resnext101_32x4d", "wide_resnet50_2" or "wide_resnet101_2".
         attention: One of `list_attentions()`, or a class or function that makes a module from the
             number of channels.
         num_classes: Number of classes.
         place: Where the mechanism stands: as a "gate" in each block, in place of the 3 × 3 ("conv";
             then it is made with the argument `stride`, too), or as "head" after the last stage.
             None is the place of its paper, and "gate" for a function of your own.
-        attention_options: Options of the mechanism, such as {"reduction": 8}. Its stride and its
-            number of channels are the network's to choose.
-        **options: Options of the network: in_channels, planes, stem, groups, width_per_group,
-            stride_in_1x1, stages, head_width and norm_after_conv, as in `ResNet`.
+        attention_options: Options of the mechanism, such as {"reduction": 8}. A plain function is
+            called with the number of channels: {"reduction": lambda channels: channels // 4}. Its
+            stride and its number of channels are the network's to choose.
+        in_channels: As in `ResNet`, and so are the next three.
+        planes: Channels of the 3 × 3 of each stage.
+        stem: "imagenet" or "small".
+        stride_in_1x1: Whether a bottleneck has its stride in the first 1 × 1.
+        stages: The stages, counted from 1, that get the mechanism.
+        head_width: Number of channels before the head; None for those of the last stage.
+        norm_after_conv: Whether batch norm and ReLU follow a mechanism in place of the 3 × 3.
+        **others: Nothing: an option that is the mechanism's, or unknown, is an error that says so.
 
-    What a name sets, where it stands at its paper's place and `options` do not say otherwise:
-    "sk" makes the 3 × 3 of a plain bottleneck twice as wide (width_per_group=128), "mhsa" stands in
-    the last stage only (stages=(4,)), and "da" and "ea" follow a 3 × 3 convolution that leaves a
-    quarter of the channels (head_width).
+    What "paper" stands for, at the place of the paper: "sk" makes the 3 × 3 of a plain bottleneck
+    twice as wide and brings its own norm and ReLU, "mhsa" stands in the last stage only,
+    stages=(4,), and "da" and "ea" follow a 3 × 3 convolution, the network's `neck`, which leaves a
+    quarter of the channels. So the last layer, `fc`, has a quarter of the inputs, too, and weights
+    of a plain ResNet do not fit: to load them with strict=False, pass head_width=None. Everywhere
+    else "paper" is all stages, no neck, and norm and ReLU.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: A name or an option is unknown, or does not fit.
     """
-    _check("name", name, list(NETWORKS))
-    mechanism = None if attention is None else _mechanism(attention)
-    valid = [] if mechanism is None else _parameters(mechanism.make)
-    for option in set(valid) & set(options) - set(OPTIONS):
-        raise ValueError(
-            f"option {option!r} is the attention's; pass "
-            f"attention_options={{{option!r}: {options[option]!r}}}"
-        )
-    _check("option", options, OPTIONS)
-    check_mapping(attention_options={} if attention_options is None else attention_options)
-    chosen = dict(attention_options or {})
+    _check_known("name", [name], list(NETWORKS))
+    mechanism = None if attention is None else find_mechanism(attention)
+    options = {"in_channels": in_channels, "planes": planes, "stem": stem}
+    options |= {"stride_in_1x1": stride_in_1x1}
+    asked = {"stages": stages, "head_width": head_width, "norm_after_conv": norm_after_conv}
+    _check_others(others, mechanism, [*options, *asked])
+    attention_options = {} if attention_options is None else attention_options
+    check_mapping(attention_options=attention_options)
+    asked = {option: value for option, value in asked.items() if not _is_papers(value)}
     settings = NETWORKS[name] | options
     if mechanism is None:
-        if place is not None or chosen:
-            raise ValueError("place and attention_options need attention; pass attention='se', say")
+        given: dict[str, Any] = {"place": place, "attention_options": attention_options or None}
+        given = {option: value for option, value in given.items() if value is not None} | asked
+        if given:
+            raise ValueError(f"{_listed(given)} needs attention; pass attention='se', say")
         return ResNet(num_classes=num_classes, **settings)
+    check_options(mechanism, attention_options, not_yours=("stride", "out_channels"))
     if place is None or place == mechanism.place:
         place = mechanism.place
-        settings = _defaults(mechanism, settings) | settings
-    _check("place", place, list(get_args(Place)))
+        check_each_whole(4, planes=planes)
+        settings = mechanism.network(settings.get("bottleneck", True), planes) | settings
+    _check_known("place", [place], get_args(Place))
+    valid = parameters_of(mechanism)
     if place == "conv" and valid and "stride" not in valid:
         raise ValueError(
             f"place='conv' needs attention that takes a stride, and {attention!r} takes "
             f"{', '.join(valid)}; pass place='gate' or place='head'"
         )
-    if valid:
-        _check("attention option", chosen, valid[1:])
-    for option in {"stride", "out_channels"} & set(chosen):
-        raise ValueError(
-            f"attention option {option!r} is for the network to choose; leave it out of "
-            "attention_options"
-        )
-    settings[place] = partial(mechanism.make, **chosen)
-    return ResNet(num_classes=num_classes, **settings)
+    settings[place] = partial(make_attention, mechanism, options=attention_options)
+    return ResNet(num_classes=num_classes, **settings | asked)
 
 
-# %% ../notebooks/09_networks.ipynb
-_SAME = ("conv1", "bn1", "fc", "*.conv1", "*.bn1", "*.conv2", "*.bn2", "*.conv3", "*.bn3")
-_RESNET = {name: name for name in (*_SAME, "*.downsample.0", "*.downsample.1")}
-
-# %% ../notebooks/09_networks.ipynb
-_TIMM = _RESNET | {
-    # Squeeze-and-Excitation: seresnet50 and others
-    "*.se.fc1": "*.attention.reduce",
-    "*.se.fc2": "*.attention.expand",
-    # the same in the models called legacy_
-    "layer0.conv1": "conv1",
-    "layer0.bn1": "bn1",
-    "*.se_module.fc1": "*.attention.reduce",
-    "*.se_module.fc2": "*.attention.expand",
-    "last_linear": "fc",
-    # CBAM: any ResNet with block_args={"attn_layer": "cbam"}
-    "*.se.channel.fc1": "*.attention.channel.reduce",
-    "*.se.channel.fc2": "*.attention.channel.expand",
-    "*.se.spatial.conv.conv": "*.attention.spatial.conv",
-    "*.se.spatial.conv.bn": "*.attention.spatial.norm",
-    # Selective Kernels: skresnext50_32x4d
-    "*.conv1.conv": "*.conv1",
-    "*.conv1.bn": "*.bn1",
-    "*.conv2.paths.0.conv": "*.conv2.kernels.0.0",
-    "*.conv2.paths.0.bn": "*.conv2.kernels.0.1",
-    "*.conv2.paths.1.conv": "*.conv2.kernels.1.0",
-    "*.conv2.paths.1.bn": "*.conv2.kernels.1.1",
-    "*.conv2.attn.fc_reduce": "*.conv2.reduce",
-    "*.conv2.attn.bn": "*.conv2.norm",
-    "*.conv2.attn.fc_select": "*.conv2.expand",
-    "*.conv3.conv": "*.conv3",
-    "*.conv3.bn": "*.bn3",
-}
-
-# %% ../notebooks/09_networks.ipynb
-_AUTHORS = _RESNET | {
-    # Squeeze-and-Excitation, as the authors of Spatial Group-wise Enhance trained it
-    "*.se.fc.0": "*.attention.reduce",
-    "*.se.fc.2": "*.attention.expand",
-    # CBAM
-    "*.cbam.ChannelGate.mlp.1": "*.attention.channel.reduce",
-    "*.cbam.ChannelGate.mlp.3": "*.attention.channel.expand",
-    "*.cbam.SpatialGate.spatial.conv": "*.attention.spatial.conv",
-    "*.cbam.SpatialGate.spatial.bn": "*.attention.spatial.norm",
-    # Spatial Group-wise Enhance
-    "*.sge": "*.attention",
-    # Pyramid Squeeze Attention
-    "*.conv2.conv_1": "*.conv2.convs.0",
-    "*.conv2.conv_2": "*.conv2.convs.1",
-    "*.conv2.conv_3": "*.conv2.convs.2",
-    "*.conv2.conv_4": "*.conv2.convs.3",
-    "*.conv2.se.fc1": "*.conv2.se.reduce",
-    "*.conv2.se.fc2": "*.conv2.se.expand",
-}
+def _is_papers(value: Any) -> bool:
+    return isinstance(value, str) and value == "paper"
 
 
-# %% ../notebooks/09_networks.ipynb
-def _rename(
-    state_dict: Mapping[str, Tensor], names: Mapping[str, str], origin: str
-) -> dict[str, Tensor]:
-    """Returns the tensors under our names, with 1 × 1 convolutions of a gate as linear layers."""
-    check_state_dict(state_dict)
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in state_dict.items():
-        module, _, kind = key.removeprefix("module.").rpartition(".")
-        block = "".join(re.findall(r"^layer[1-4]\.\d+(?=\.)", module))
-        name = names.get("*" + module.removeprefix(block) if block else module)
-        if name is None:
+def _check_others(
+    others: Mapping[str, Any], mechanism: Mechanism | None, valid: Sequence[str]
+) -> None:
+    """Refuses any; the error says where the option belongs, or what there is."""
+    for option, value in others.items():
+        if mechanism is not None and option in parameters_of(mechanism)[1:]:
             raise ValueError(
-                f"state_dict has {key!r}, for which `create_network` has no place; pass the "
-                f"weights of one of {origin}"
+                f"{option!r} is an option of the mechanism; pass "
+                f"attention_options={{{option!r}: {value!r}}}"
             )
-        if kind == "weight" and name.endswith((".reduce", ".expand")):
-            tensor = tensor.flatten(1)  # (out, in, 1, 1) to (out, in)
-        here = f"{name.replace('*', block)}.{kind}"
-        if here in renamed:
-            raise ValueError(f"state_dict has {key!r} and another name for {here!r}; pass one")
-        renamed[here] = tensor
-    return renamed
-
-
-# %% ../notebooks/09_networks.ipynb
-def convert_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of one of timm's networks for `create_network`.
-
-    | timm                                          | here                                |
-    |-----------------------------------------------|-------------------------------------|
-    | resnet18, resnet34, resnet50, resnet101,      | the same names                      |
-    | resnext50_32x4d, resnext101_32x4d             |                                     |
-    | wide_resnet50_2                               | "resnet50", width_per_group=128     |
-    | any of these with the attn_layer "cbam"       | attention="cbam"                    |
-    | seresnet50, seresnet101                       | "resnet50", "resnet101", with "se"  |
-    | seresnext50_32x4d, seresnext101_32x4d         | "resnext50_32x4d" …, with "se"      |
-    | legacy_seresnet50, legacy_seresnet101 *       | with "se" and stride_in_1x1=True    |
-    | legacy_seresnext50_32x4d and 101_32x4d *      | with "se"                           |
-    | skresnext50_32x4d                             | "resnet50" with "sk"                |
-
-    * These pool without padding: set the network's `maxpool` to
-    nn.MaxPool2d(3, 2, ceil_mode=True). In training timm drops 0.2 of their last features, unless
-    they were made with drop_rate=0.0.
-
-    Some networks differ in parts without weights, which no name shows: resnetaa50, resnetblur18,
-    resnetblur50, legacy_seresnet18 and legacy_seresnet34 convert and compute something else.
-
-    Args:
-        state_dict: What `state_dict()` of timm's network returns. It is left as it is.
-
-    Returns:
-        A state dictionary to load with `strict=True`. It shares memory with the one passed.
-
-    Raises:
-        TypeError: state_dict does not map names to tensors.
-        ValueError: A key names a part that our networks do not have, two keys name the same part,
-            or selective kernels see a part of their input only.
-    """
-    check_state_dict(state_dict)
-    for key, tensor in state_dict.items():
-        if key.endswith(".conv2.paths.0.conv.weight") and len(tensor) != 32 * tensor.shape[1]:
+        if any(option in settings for settings in NETWORKS.values()):
             raise ValueError(
-                f"state_dict has {key!r} of shape {tuple(tensor.shape)}, which is not the paper's "
-                "kernel of 32 groups: timm splits the input of its other SK networks between the "
-                "paths; pass the weights of skresnext50_32x4d"
+                f"{option!r} comes with the name of the network; pass one of "
+                f"{', '.join(NETWORKS)}, or build ResNet({option}={value!r}, ...)"
             )
-    networks = "timm's resnet, resnext, seresnet, seresnext, legacy_seresnet, skresnext50_32x4d"
-    converted = _rename(state_dict, _TIMM, networks)
-    for key, tensor in tuple(converted.items()):
-        if key.endswith(".attention.spatial.conv.weight"):
-            converted[key] = tensor.flip(1)  # (1, 2, k, k)
-        elif key.endswith((".channel.reduce.weight", ".channel.expand.weight")):
-            bias = key.removesuffix("weight") + "bias"
-            converted.setdefault(bias, tensor.new_zeros(len(tensor)))
-    return converted
-
-
-# %% ../notebooks/09_networks.ipynb
-def convert_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the weights of a network that the authors released for `create_network`.
-
-    | released                                       | here                         |
-    |------------------------------------------------|------------------------------|
-    | implus/PytorchInsight, se_resnet50 and others  | "resnet50", attention="se"   |
-    | implus/PytorchInsight, sge_resnet50 and others | "resnet50", attention="sge"  |
-    | implus/PytorchInsight, cbam_resnet50; "CBAM"   | "resnet50", attention="cbam" |
-    | of Jongchan/attention-module, on ImageNet      |                              |
-    | murufeng/EPSANet, epsanet50 and epsanet101     | "resnet50", attention="epsa" |
-
-    Args:
-        state_dict: The checkpoint's "state_dict", with `module.` before each name or without. It is
-            left as it is.
-
-    Returns:
-        A state dictionary to load with `strict=True`. It shares memory with the one passed.
-
-    Raises:
-        TypeError: state_dict does not map names to tensors.
-        ValueError: A key names a part that our networks do not have, or two keys name the same
-            part.
-    """
-    return _rename(
-        state_dict, _AUTHORS, "the released SE-, CBAM- and SGE-ResNets and EPSANets, on ImageNet"
-    )
+    _check_known("option", others, valid)

@@ -17,6 +17,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from attn_course.course.anatomy import FOLD, read_parts, source_hidden, title, titles
+from attn_course.course.chapter import create_chapter
 from conftest import WINDOWS
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +55,7 @@ LOOK_AT_CELLS = r"""
       broken: all(".jp-MarkdownOutput img").some(img => img.complete && !img.naturalWidth),
       complaints: all("[data-mime-type='application/vnd.jupyter.stderr']").length,
       tooWide: [100, 99, 98, 97, 96, 95].some(tooWide),  // a formula may hit the edge at one only
-      folded: all(".jp-InputPlaceholder").length > 0,
+      folded: all(".jp-InputPlaceholder").length > 0 || hidden.includes(cell),
     };
   };
   fold(false);
@@ -97,8 +99,11 @@ def look(reading):
     cells = nbformat.read(reading.notebook, as_version=4).cells
     shown = reading.page.evaluate(LOOK_AT_CELLS)
     found = [] if len(shown) == len(cells) else [f"{len(shown)} of {len(cells)} cells shown"]
+    folded = folded_away(cells)
     for number, (cell, seen) in enumerate(zip(cells, shown, strict=False)):
         found += [f"cell {number}: {fault}" for fault in cell_faults(cell, seen)]
+        if seen["folded"] != folded[number]:
+            found.append(f"cell {number}: folded in only one of page and file")
     entries = reading.page.locator(".jp-tocItem-content:visible").all_inner_texts()
     found += [*contents_faults(cells, entries), *reading.heard]
     return sorted(f"{reading.notebook.name}, {fault}" for fault in found)
@@ -122,8 +127,16 @@ def cell_faults(cell, seen):
         yield "shows an error or a warning"
     if seen["tooWide"]:
         yield "wider than the page"
-    if seen["folded"] != cell.metadata.get("jupyter", {}).get("source_hidden", False):
-        yield "folded in only one of page and file"
+
+
+def folded_away(cells):
+    """Of each cell: is its source folded, or does it stand under a folded heading?"""
+    folded, section = [], False
+    for cell in cells:
+        section = section and not title(cell)
+        folded.append(section or source_hidden(cell))
+        section = cell.metadata.get(FOLD, section)
+    return folded
 
 
 def contents_faults(cells, entries):
@@ -235,7 +248,9 @@ CELLS = [
     ("0 of 1 figures shown", ran("display_data", data={"image/png": "bm90IGEgcGljdHVyZQ=="})),
     ("folded in only one of page and file", new_code_cell("pass", metadata=FOLDED)),
     ("", new_code_cell("pass", metadata=FOLDED)),
-    ("", new_markdown_cell("## Folded away", metadata={"jp-MarkdownHeadingCollapsed": True})),
+    ("", new_markdown_cell("## Opened", metadata={FOLD: True})),
+    ("folded in only one of page and file", new_markdown_cell("Text.")),
+    ("", new_markdown_cell("## Folded away", metadata={FOLD: True})),
     ("", new_markdown_cell(SOUND.replace("## ", "### "))),
     ("wider than the page", new_markdown_cell(WIDE)),
 ]
@@ -264,10 +279,27 @@ def test_every_stumble_is_noticed(read, course_copy):
     reading.page.evaluate("new Image().src = 'http://example.com/'")
     reading.page.locator(".jp-tocItem-content >> text=Lost").evaluate("node => node.append('!')")
     reading.page.click(".jp-InputPlaceholder >> nth=0")
+    reading.page.click(".jp-showHiddenCellsButton >> nth=0")
     reading.page.locator(".jp-Notebook-cell").last.evaluate("cell => cell.remove()")
     assert stumbles(reading, expected) == expected
     folded_away = ".jp-MarkdownOutput > details:not([open]), .jp-Notebook-cell.lm-mod-hidden"
     assert reading.page.locator(folded_away).count() == 3  # as it was
+
+
+def test_a_chapter_opens_with_its_workshop_folded(read, course_copy):
+    create_chapter("99_some_mechanism", course_copy)
+    reading = read("99_some_mechanism.ipynb")
+    assert stumbles(reading) == []
+    page, workshop = reading.page, read_parts(reading.notebook).workshop
+    assert page.locator(".jp-showHiddenCellsButton:visible").count() == len(titles(workshop))
+    headings = page.locator(".jp-MarkdownOutput h2:visible").all_inner_texts()
+    assert [heading.rstrip("¶") for heading in headings[-len(titles(workshop)) :]] == titles(
+        workshop
+    )
+    hidden = len(workshop) - len(titles(workshop))
+    assert page.locator(".jp-Notebook-cell.lm-mod-hidden").count() == hidden > 0
+    page.click(".jp-showHiddenCellsButton >> nth=0")
+    assert page.locator(".jp-Notebook-cell.lm-mod-hidden").count() < hidden
 
 
 def test_a_torn_notebook_is_noticed(read, course_copy):

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from attn_course.course import data
 
@@ -69,6 +70,15 @@ def test_photograph_resized_keeps_aspect_ratio_and_brightness() -> None:
     assert torch.allclose(full.mean((1, 2)), small.mean((1, 2)), atol=5e-3)
     by_area = torch.nn.functional.interpolate(full[None], (100, 150), mode="area")[0]
     assert (small - by_area).abs().mean() < 0.009  # 0.005; without antialiasing 0.013
+
+
+def test_a_photograph_of_ones_own(tmp_path):
+    mine = tmp_path / "mine.png"
+    Image.new("RGB", (6, 4), (255, 0, 51)).save(mine)
+    assert torch.equal(
+        data.photograph(mine), torch.tensor([1, 0, 0.2]).view(3, 1, 1).expand(3, 4, 6)
+    )
+    assert data.photograph(mine, height=2).shape == (3, 2, 3)
 
 
 def test_unknown_photograph_is_told_what_there_is() -> None:

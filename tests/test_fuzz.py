@@ -140,6 +140,7 @@ def squeeze_excitation(draw, c):
 def resnet(draw, c):
     bottleneck = draw(st.booleans())
     gate = partial(plain_class("SqueezeExcitation"), reduction=2)
+    head = draw(st.sampled_from([None, gate]))
     return {
         "depths": draw(st.sampled_from([(1, 1, 1, 1), [2, 1, 1, 2]])),
         "num_classes": draw(st.integers(1, 7)),
@@ -148,8 +149,8 @@ def resnet(draw, c):
         "stem": draw(st.sampled_from(["imagenet", "small"])),
         "gate": draw(st.sampled_from([None, gate])),
         "stages": draw(st.sampled_from([(1,), [2, 4], (1, 2, 3, 4)])),
-        "head": draw(st.sampled_from([None, gate])),
-        "head_width": draw(st.sampled_from([None, 6])),
+        "head": head,
+        "head_width": draw(st.sampled_from([None, 6])) if head else None,
         "bottleneck": bottleneck,
         **({"width_per_group": 64, "groups": 2, "stride_in_1x1": True} if bottleneck else {}),
     }

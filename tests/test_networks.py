@@ -17,7 +17,7 @@ from attn_course import (
     create_network,
     list_attentions,
 )
-from attn_course.networks import Block, PositionsAsTokens, ResNet
+from attn_course.networks import BasicBlock, Bottleneck, PositionsAsTokens, ResNet
 from cases import plain
 
 # Network, attention, options: parameters, and millions of multiply-adds at 224 × 224.
@@ -129,12 +129,14 @@ def test_an_attention_stands_where_its_paper_puts_it(attention):
     with torch.device("meta"):
         kind = type(create_attention(attention, 64))
     found = {name for name, part in net.named_modules() if isinstance(part, kind)}
-    blocks = [name for name, part in net.named_modules() if isinstance(part, Block)]
+    blocks = [
+        name for name, part in net.named_modules() if isinstance(part, BasicBlock | Bottleneck)
+    ]
     if attention in ("da", "ea"):
-        assert found == {"attention"}
+        assert found == {"head"}
         assert net.fc.in_features == net.neck[0].out_channels == 512
     elif attention in ("se", "cbam", "sge"):
-        assert found == {f"{block}.attention" for block in blocks}
+        assert found == {f"{block}.gate" for block in blocks}
     elif attention == "mhsa":
         assert found == {f"layer4.{index}.conv2" for index in range(3)}
     else:
@@ -145,20 +147,23 @@ def test_names_of_parameters():
     names = on_meta("resnet50", "se").state_dict().keys()
     expected = {"conv1.weight", "bn1.running_mean", "fc.bias", "layer1.0.conv1.weight"}
     expected |= {"layer1.0.bn3.bias", "layer1.0.downsample.0.weight", "layer4.0.downsample.1.bias"}
-    assert expected | {"layer1.0.attention.reduce.weight"} <= set(names)
+    assert expected | {"layer1.0.gate.reduce.weight"} <= set(names)
     assert "layer1.1.downsample.0.weight" not in names
     sk = on_meta("resnet50", "sk").state_dict().keys()
     assert "layer1.0.conv2.kernels.0.0.weight" in sk
     assert not [name for name in sk if ".bn2." in name]
     assert "layer4.0.conv2.tokens.in_proj_weight" in on_meta("resnet50", "mhsa").state_dict()
     plain = on_meta("resnet50").state_dict().keys()
-    assert {name for name in names if ".attention." not in name} == set(plain)
+    assert {name for name in names if ".gate." not in name} == set(plain)
 
 
 def test_width_of_selective_kernels():
     assert on_meta("resnet50", "sk").layer1[0].conv1.out_channels == 128
-    assert on_meta("resnet50", "sk", width_per_group=64).layer1[0].conv1.out_channels == 64
     assert on_meta("resnext50_32x4d", "sk").layer1[0].conv1.out_channels == 128
+    assert on_meta("wide_resnet50_2", "sk").layer1[0].conv1.out_channels == 128
+    with torch.device("meta"):
+        narrow = ResNet(conv=SelectiveKernel, norm_after_conv=False)
+    assert narrow.layer1[0].conv1.out_channels == 64
 
 
 def test_a_class_is_as_good_as_its_name():
@@ -201,7 +206,7 @@ def test_a_function_replaces_a_convolution():
 def test_other_places(attention):
     net = create_network("resnet18", attention, place="gate", **SMALL)
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 5)
-    assert isinstance(net.layer1[0].attention, type(create_attention(attention, 64)))
+    assert isinstance(net.layer1[0].gate, type(create_attention(attention, 64)))
 
 
 def test_tokens_can_be_any_module_for_tokens():
@@ -211,19 +216,6 @@ def test_tokens_can_be_any_module_for_tokens():
     assert module.attention(x).shape == (2, 32, 35, 64)
     with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
         PositionsAsTokens(nn.Identity(), 0)
-
-
-def test_what_the_gates_attend_with():
-    net = create_network("resnet18", "cbam", **SMALL).eval()
-    found = net.attended(torch.randn(2, 3, 32, 32))
-    assert list(found) == [f"layer{s}.{i}.attention" for s in (1, 2, 3, 4) for i in (0, 1)]
-    assert found["layer2.1.attention"].channel.shape == (2, 128, 1, 1)
-    assert found["layer2.1.attention"].spatial.shape == (2, 1, 16, 16)
-    shares = create_network("resnet50", "sk", **SMALL).eval().attended(torch.randn(1, 3, 16, 16))
-    assert shares["layer1.0.conv2"].shape == (1, 2, 128, 1, 1)
-    head = create_network("resnet18", "ea", **SMALL).eval().attended(torch.randn(1, 3, 32, 32))
-    assert head["attention"].shape == (1, 64, 4, 4)
-    assert create_network("resnet18", **SMALL).eval().attended(torch.randn(1, 3, 16, 16)) == {}
 
 
 def test_starting_values():
@@ -237,59 +229,105 @@ def test_starting_values():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: create_network("resnet5"), "name 'resnet5' is unknown; did you mean 'resnet50'"),
-        (lambda: create_network("vgg"), "name 'vgg' is unknown; pass one of resnet18, resnet34"),
-        (lambda: create_network("resnet50", "SE"), "attention 'SE' .* mean 'se'.*cbam, da"),
-        (lambda: create_network("resnet50", steem="small"), "option 'steem' .* mean 'stem'"),
         (
-            lambda: create_network("resnet50", "se", reduction=8),
+            lambda n: n.create_network("resnet5"),
+            "name 'resnet5' is unknown; did you mean 'resnet50'",
+        ),
+        (
+            lambda n: n.create_network("vgg"),
+            "name 'vgg' is unknown; pass one of resnet18, resnet34",
+        ),
+        (lambda n: n.create_network("resnet50", "SE"), "attention 'SE' .* mean 'se'.*cbam, da"),
+        (lambda n: n.create_network("resnet50", steem="small"), "option 'steem' .* mean 'stem'"),
+        (
+            lambda n: n.create_network("resnet50", "se", reduction=8),
             r"attention_options=\{'reduction': 8\}",
         ),
         (
-            lambda: create_network("resnet50", "se", attention_options={"redution": 8}),
+            lambda n: n.create_network("resnet50", "se", attention_options={"redution": 8}),
             "attention option 'redution' is unknown; did you mean 'reduction'.*bias",
         ),
-        (lambda: create_network("resnet50", place="gate"), "need attention; pass attention='se'"),
-        (lambda: create_network("resnet50", attention_options={"bias": 0}), "need attention"),
-        (lambda: create_network("resnet50", "se", place="conv"), "takes a stride.*place='gate'"),
-        (lambda: create_network("resnet18", groups=2), "groups=2.*are for bottlenecks"),
         (
-            lambda: create_network("resnet50", stages=(0, 1)),
+            lambda n: n.create_network("resnet50", place="gate"),
+            "place='gate' needs attention; pass",
+        ),
+        (lambda n: n.create_network("resnet50", attention_options={"bias": 0}), "needs attention"),
+        (lambda n: n.create_network("resnet50", stages=(1,)), r"stages=\(1,\) needs attention"),
+        (lambda n: n.create_network("resnet50", head_width=64), "head_width=64 needs attention"),
+        (lambda n: n.ResNet(head_width=64), "head_width=64 needs a head; pass head"),
+        (lambda n: n.create_network("resnet50", "se", head_width=64), "head_width=64 needs a head"),
+        (lambda n: n.create_network("resnet50", "se", groups=16), "'groups' comes with the name"),
+        (
+            lambda n: n.create_network("resnet50", width_per_group=128),
+            r"wide_resnet50_2.*build ResNet",
+        ),
+        (
+            lambda n: n.create_network("resnet50", "sk", groups=16),
+            r"'groups' is an option of the mechanism; pass attention_options=\{'groups': 16\}",
+        ),
+        (lambda n: n.create_network("resnet50", "sge", groups=32), "is an option of the mechanism"),
+        (
+            lambda n: n.create_network("resnet50", "epsa", groups=(1, 4, 8, 8)),
+            r"attention_options=\{'groups': \(1, 4, 8, 8\)\}",
+        ),
+        (
+            lambda n: n.ResNet(bottleneck=False, norm_after_conv=False),
+            "norm_after_conv=False are for",
+        ),
+        (
+            lambda n: n.create_network("resnet50", "se", place="conv"),
+            "takes a stride.*place='gate'",
+        ),
+        (lambda n: n.ResNet(bottleneck=False, groups=2), "groups=2.*are for bottlenecks"),
+        (
+            lambda n: n.create_network("resnet50", "se", stages=(0, 1)),
             r"stages\[0\] must be at least 1, got 0",
         ),
-        (lambda: create_network("resnet50", stages=(4, 5)), r"numbers from 1 to 4, got \(4, 5\)"),
-        (lambda: create_network("resnet50", planes=(64, 128)), "planes must have 4 numbers, got"),
-        (lambda: create_network("resnet18", "da", planes=()), "planes must have 4 numbers, got"),
         (
-            lambda: create_network("resnext50_32x4d", planes=(8, 16, 32, 64)),
+            lambda n: n.create_network("resnet50", "se", stages=(4, 5)),
+            r"numbers from 1 to 4, got \(4, 5\)",
+        ),
+        (
+            lambda n: n.create_network("resnet50", planes=(64, 128)),
+            "planes must have 4 numbers, got",
+        ),
+        (
+            lambda n: n.create_network("resnet18", "da", planes=()),
+            "planes must have 4 numbers, got",
+        ),
+        (
+            lambda n: n.create_network("resnext50_32x4d", planes=(8, 16, 32, 64)),
             "planes=8 leaves no channel in a group for width_per_group=4; pass planes >= 16",
         ),
-        (lambda: ResNet((3, 4, 6)), "depths must have 4 numbers, got"),
+        (lambda n: n.ResNet((3, 4, 6)), "depths must have 4 numbers, got"),
         (
-            lambda: create_network("resnet50", num_classes=0),
+            lambda n: n.create_network("resnet50", num_classes=0),
             "num_classes must be at least 1, got 0",
         ),
         (
-            lambda: create_network("resnet50", "ea", head_width=0),
+            lambda n: n.create_network("resnet50", "ea", head_width=0),
             "head_width must be at least 1, got 0",
         ),
         (
-            lambda: create_network("resnet50", "mhsa", attention_options={"stride": 4}),
+            lambda n: n.create_network("resnet50", "mhsa", attention_options={"stride": 4}),
             "attention option 'stride' is for the network to choose; leave it out",
         ),
         (
-            lambda: create_network("resnet50", "sk", attention_options={"out_channels": 64}),
+            lambda n: n.create_network("resnet50", "sk", attention_options={"out_channels": 64}),
             "attention option 'out_channels' is for the network to choose; leave it out",
         ),
-        (lambda: create_attention("sgee", 64), "name 'sgee' is unknown; did you mean 'sge'"),
-        (lambda: create_attention("sge", 64, group=3), "'group' is unknown; did you mean 'groups'"),
-        (lambda: create_attention("mhsa", 64, heads=3), "'heads' is unknown; .*num_heads"),
-        (lambda: create_attention("se", 8), "reduction=16 leaves no hidden channel"),
+        (lambda n: n.create_attention("sgee", 64), "name 'sgee' is unknown; did you mean 'sge'"),
+        (
+            lambda n: n.create_attention("sge", 64, group=3),
+            "'group' is unknown; did you mean 'groups'",
+        ),
+        (lambda n: n.create_attention("mhsa", 64, heads=3), "'heads' is unknown; .*num_heads"),
+        (lambda n: n.create_attention("se", 8), "reduction=16 leaves no hidden channel"),
     ],
 )
 def test_errors(call, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
-        call()
+        call(plain_networks())
 
 
 def test_errors_that_the_types_of_these_tests_would_forestall():
@@ -319,7 +357,6 @@ def test_errors_that_the_types_of_these_tests_would_forestall():
         (("resnet18", "da"), {"planes": 64}, "planes must be a sequence of ints, got 64"),
         (("resnet18",), {"stem": 7}, "stem must be a str, got 7"),
         (("resnet50",), {"stride_in_1x1": 1}, "stride_in_1x1 must be a bool, got 1"),
-        (("resnet50",), {"groups": 32.0}, "groups must be an int, got 32.0"),
     ],
 )
 def test_wrong_types_are_named(arguments, options, message):
@@ -334,7 +371,7 @@ def test_makers_that_are_no_makers():
         for makes_none in (lambda channels, stride=1: None, torch.sigmoid):
             with pytest.raises(TypeError, match=f"{place} must be a class or a function that"):
                 plain_networks().ResNet(depths=(1, 1, 1, 1), **{place: makes_none})
-    with pytest.raises(TypeError, match="gate must be a class or a function that makes"):
+    with pytest.raises(TypeError, match="attention must be a class or a function that makes"):
         plain_networks().create_network("resnet18", attention=torch.sigmoid)
 
 
@@ -348,8 +385,11 @@ def test_the_docstring_names_every_option():
     doc = inspect.getdoc(ResNet)
     for option in list(inspect.signature(ResNet).parameters):
         assert f"    {option}: " in doc, option
-    for name in ("resnet18", "resnext101_32x4d", *attn_course.networks.OPTIONS):
-        assert name in inspect.getdoc(create_network), name
+    doc = inspect.getdoc(create_network)
+    for option in list(inspect.signature(create_network).parameters):
+        assert f"    {option}: " in doc or f"    **{option}: " in doc, option
+    for name in attn_course.networks.NETWORKS:
+        assert f'"{name}"' in doc, name
 
 
 @every_attention
@@ -390,7 +430,7 @@ def test_a_gate_of_one_changes_nothing():
     gated = create_network("resnet18", SqueezeExcitation, **SMALL).eval()
     gated.load_state_dict(plain.state_dict(), strict=False)
     for name, parameter in gated.named_parameters():
-        if ".attention.expand" in name:
+        if ".gate.expand" in name:
             nn.init.constant_(parameter, 100.0 if name.endswith("bias") else 0.0)
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():

@@ -71,3 +71,47 @@ def test_show_images_refuses_what_does_not_fit():
         pictures.show_images([])
     with pytest.raises(ValueError, match="titles has 1 entries for 2 images"):
         pictures.show_images([torch.rand(2, 2)] * 2, ["only one"])
+
+
+def test_attention_lies_over_the_grey_image_with_one_scale():
+    maps = {
+        "early": torch.tensor([[[[0.0, 0.5]]]] * 2),
+        "late": torch.tensor([[[[2.0], [1.0]]]] * 2),
+    }
+    pictures.show_attention(torch.rand(2, 3, 4, 6), maps)
+    *cells, bar = plt.gcf().axes
+    assert [axes.get_ylabel() for axes in cells[2:]] == ["early", "", "late", ""]
+    assert bar.get_ylabel() == "weight of a position"
+    for axes in cells[:2]:
+        assert len(axes.images) == 1
+    for axes in cells[2:]:
+        image, over = axes.images
+        assert image.get_extent() == over.get_extent()  # each position where it is in the image
+        assert over.get_clim() == (0, 2)
+
+
+def test_attention_lies_over_its_own_image():
+    maps = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+    pictures.show_attention([torch.rand(3, 4, 4), torch.rand(3, 4, 4)], {"stage": maps})
+    shown = [axes.images[-1].get_array() for axes in plt.gcf().axes[2:4]]
+    assert [values.mean() for values in shown] == [0, 1]
+
+
+def test_attention_lies_over_grey_images():
+    pictures.show_attention(
+        torch.rand(1, 1, 4, 4), {"stage": torch.rand(1, 1, 2, 2)}, limits=(0, 1)
+    )
+    assert plt.gcf().axes[1].images[-1].get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 1, 1), (2, 1, 1, 1), (1, 1, 4, 4), (2, 3, 4, 4), (4, 4)])
+def test_show_attention_refuses_what_has_no_positions(shape):
+    with pytest.raises(ValueError, match=r"maps\['gate'\] has the shape .* give \(2, 1, h, w\)"):
+        pictures.show_attention(torch.rand(2, 3, 8, 8), {"gate": torch.rand(shape)})
+
+
+def test_show_attention_refuses_nothing():
+    with pytest.raises(ValueError, match="images or maps is empty"):
+        pictures.show_attention(torch.rand(2, 3, 8, 8), {})
+    with pytest.raises(ValueError, match="images or maps is empty"):
+        pictures.show_attention([], {"gate": torch.rand(0, 1, 4, 4)})

@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from torch import nn
 
-from attn_course.course import build, drift, export, provenance, twins
+from attn_course.course import anatomy, build, drift, export, provenance, twins
 from attn_course.course.build import BuildError
 from attn_course.course.chapter import create_chapter
 from attn_course.course.drift import Drift
@@ -104,7 +104,8 @@ def test_a_new_chapter_passes_every_check(notebook):
         drift.check_twin,
         drift.check_export,
         drift.check_executed,
-        drift.check_anatomy,
+        anatomy.check_anatomy,
+        anatomy.check_form,
     ):
         check(notebook)
 
@@ -118,10 +119,10 @@ def test_twin_and_module_are_as_clean_as_ever(twin, module):
 
 
 def test_an_edit_that_was_only_synced_is_caught(notebook, twin):
-    replace(twin, 'ylabel="parameters"', 'ylabel="something else"')
+    replace(twin, '["red"]', '["something else"]')
     notebook.write_text(twins.as_notebook(twins.read_both(notebook)))
     drift.check_twin(notebook)  # which is all that the two can say about each other
-    with pytest.raises(Drift, match=r"`import matplotlib.*has changed since `make notebooks`"):
+    with pytest.raises(Drift, match=r"`redder.*has changed since `make notebooks`"):
         drift.check_executed(notebook)
 
 
@@ -266,6 +267,32 @@ def test_an_edit_of_one_side_survives_a_clone(project, notebook, twin, newer):
     os.utime(twin if newer == "twin" else notebook, (2e9, 2e9))  # a clone's times mean nothing
     build.build(project)
     assert "Committed in the notebook alone." in twin.read_text()
+
+
+@pytest.mark.parametrize("sides", ["notebook", "both"])  # an editor without jupytext, and with it
+def test_a_workshop_that_a_reader_has_opened_is_folded_again(
+    project, notebook, twin, sides, capsys
+):
+    before = files(project)
+    content = jupytext.read(notebook)
+    for cell in content.cells:
+        cell.metadata.pop(provenance.FOLD, None)
+    notebook.write_text(twins.as_notebook(content))
+    if sides == "both":
+        twin.write_text(twins.as_twin(content))
+    with pytest.raises(Drift, match=r"`## Does it match\?` is open; run `make notebooks`"):
+        anatomy.check_form(notebook)
+    build.build(project)
+    assert not ran(capsys)
+    assert files(project) == before
+
+
+def test_a_new_section_of_the_workshop_is_folded(project, notebook, twin):
+    replace(twin, "## References\n", "## Other layouts\n\n+++\n\nText.\n\n+++\n\n## References\n")
+    build.build(project)
+    drift.check_twin(notebook)
+    anatomy.check_folds(notebook)
+    assert f'+++ {{"{provenance.FOLD}": true}}\n\n## Other layouts\n' in twin.read_text()
 
 
 def test_an_edit_in_the_same_place_is_refused(project, notebook, twin):

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import test_compilers
 import two_processes
+from inserted import INSERTED
 from uses import LIMITS, MODULE_COLUMNS, NETWORK_COLUMNS, OLD_TORCH, PAGE, USES, Subject, page, use
 
 # torch.jit is on its way out and says so; and it cannot see that a check of shapes is one.
@@ -285,6 +286,12 @@ def test_ddp(subject, side_by_side):
 def test_fsdp2(subject, side_by_side):
     if error := side_by_side["FSDP2"][subject.name]:
         raise RuntimeError(error)
+
+
+@pytest.mark.parametrize("subject", INSERTED, ids=lambda subject: subject.name)
+def test_what_is_inserted_trains_side_by_side(subject, side_by_side):
+    for errors in side_by_side.values():
+        assert errors[subject.name] == ""
 
 
 def test_every_use_has_a_test():

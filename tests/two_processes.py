@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from inserted import INSERTED
 from uses import MODULE_COLUMNS, NETWORK_COLUMNS, OLD_TORCH
 
 
@@ -18,7 +19,7 @@ def run(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {"DDP": {}, "FSDP2": {}}
-    for subject in MODULE_COLUMNS + NETWORK_COLUMNS:
+    for subject in MODULE_COLUMNS + NETWORK_COLUMNS + [*INSERTED]:
         by_ddp, found["DDP"][subject.name] = attempt(trained_by_ddp, subject, rank)
         by_fsdp, found["FSDP2"][subject.name] = attempt(trained_by_fsdp, subject, rank)
         # The FSDP2 of torch 2.8 adds up the gradients where gloo's processes should average them.

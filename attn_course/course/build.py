@@ -24,8 +24,15 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from attn_course.course import provenance
+from attn_course.course.anatomy import fold
 from attn_course.course.drift import Drift, check_export, check_outputs, is_chapter
-from attn_course.course.export import DRAFT, ExportError, module_source, write_if_changed
+from attn_course.course.export import (
+    DRAFT,
+    ExportError,
+    module_sources,
+    write_if_changed,
+    write_modules,
+)
 from attn_course.course.twins import TwinsDisagree, as_notebook, as_twin, read_both, twin_of
 
 INVISIBLE = 1e-4  # share of a picture's pixels that may differ from one run to the next
@@ -63,7 +70,7 @@ def build(root: Path, only: str = "") -> None:
 
 
 def build_chapter(notebook: Path, always: bool) -> None:
-    """Run a chapter if it must be, then write its module, its twin and the notebook."""
+    """Run a chapter if it must be, then write its modules, its twin and the notebook."""
     root = notebook.parents[1]
     content = read_formatted(notebook)
     read = provenance.fingerprints(content)
@@ -84,15 +91,14 @@ def build_chapter(notebook: Path, always: bool) -> None:
                 "run `make notebooks` again"
             )
         if is_chapter(notebook):
-            module, source = module_source(draft)
-            write_if_changed(root / "attn_course" / f"{module}.py", source)
+            write_modules(root / "attn_course", module_sources(draft))
     provenance.record(content, root)
     write_if_changed(twin_of(notebook), as_twin(content))
     write_if_changed(notebook, as_notebook(content))
 
 
 def read_formatted(notebook: Path) -> NotebookNode:
-    """Read notebook and twin as one, its code formatted as `make lint` wants it."""
+    """Read notebook and twin as one: code formatted as `make lint` wants it, workshop folded."""
     content = read_both(notebook)
     bare = deepcopy(content)
     for cell in bare.cells:
@@ -106,6 +112,8 @@ def read_formatted(notebook: Path) -> NotebookNode:
     formatted = jupytext.reads(done.stdout, fmt="ipynb").cells
     for cell, other in zip(content.cells, formatted, strict=True):
         cell.source = other.source
+    if is_chapter(notebook):
+        fold(content)
     return content
 
 

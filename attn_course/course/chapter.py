@@ -7,6 +7,7 @@ from pathlib import Path
 import jupytext
 
 from attn_course.course import provenance
+from attn_course.course.anatomy import fold
 from attn_course.course.export import write_if_changed
 from attn_course.course.twins import as_notebook, as_twin, twin_of
 
@@ -46,6 +47,7 @@ def create_chapter(name: str, root: Path) -> Path:
     for placeholder, word in words.items():
         text = text.replace(f"<<{placeholder}>>", word)
     content = jupytext.reads(text, fmt="md:myst")
+    fold(content)
     provenance.record(content, root)
     write_if_changed(notebook, as_notebook(content))
     write_if_changed(twin, as_twin(content))

@@ -27,14 +27,15 @@ def photographs() -> list[str]:
     return _names(DATA / "photographs", ".jpg")
 
 
-def photograph(name: str, height: int | None = None) -> Float[Tensor, "3 h w"]:
-    """One of the course's photographs, with values in [0, 1].
+def photograph(name: str | Path, height: int | None = None) -> Float[Tensor, "3 h w"]:
+    """One of the course's photographs, or one of your own, with values in [0, 1].
 
     Args:
-        name: One of `photographs()`.
+        name: One of `photographs()`, or the path of an image file: `Path("my_cat.jpg")`.
         height: Resize to this many rows, keeping the aspect ratio. The default keeps the full size.
     """
-    picture = Image.open(_file(DATA / "photographs", name, ".jpg")).convert("RGB")
+    file = name if isinstance(name, Path) else _file(DATA / "photographs", name, ".jpg")
+    picture = Image.open(file).convert("RGB")
     if height is not None:
         if height < 1:
             raise ValueError(f"height={height}: it must be at least 1")

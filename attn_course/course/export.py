@@ -1,4 +1,4 @@
-"""The road from a notebook to its module: cut by nbdev, compared with what ran, written once."""
+"""The road from a notebook to its modules: cut by nbdev, compared with what ran, written once."""
 
 import ast
 import importlib.util
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 import jupytext
 import torch
 from nbdev.export import nb_export
+from nbdev.maker import ModuleMaker
 from torch import Tensor, nn
 
 from attn_course.course import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL_ID = re.compile(r"^(# %% .*) #\w+$", re.MULTILINE)  # new when a notebook is made from its twin
+IMPORT = ast.Import | ast.ImportFrom
 DRAFT = "ATTN_COURSE_DRAFT"  # where `make notebooks` keeps the notebook that it is running
 
 
@@ -60,34 +62,48 @@ def export(notebook: str, cls: type[nn.Module], *inputs: Tensor, **options: Any)
             f"{notebook} on disk is not what this kernel ran: {', '.join(changed)} differ. "
             "Save the notebook, then restart the kernel and run all cells"
         )
-    name, source = module_source(saved)
+    sources = module_sources(saved)
+    name = next(iter(sources))  # of the module with the class
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder, f"{name}.py")
-        candidate.write_text(source, encoding="utf-8")
+        candidate.write_text(sources[name], encoding="utf-8")
         exported = getattr(load_module(candidate, f"attn_course.{name}"), cls.__name__)
         assert_same_outputs(cls(**options), exported(**options), inputs)
-    module = path.parents[1] / "attn_course" / f"{name}.py"
-    if path.parent.name != "notebooks" or not module.parent.is_dir():
+    package = path.parents[1] / "attn_course"
+    if path.parent.name != "notebooks" or not package.is_dir():
         print(f"this notebook is a copy: its {cls.__name__} would export, and nothing was written")
         return
     if not draft and "PYTEST_VERSION" in os.environ:
-        check_module(module, source, notebook)
+        check_modules(package, sources, notebook)
     elif not draft:
-        write_if_changed(module, source)
-    print(f"attn_course/{module.name} holds this notebook's {cls.__name__}: equal outputs")
+        write_modules(package, sources)
+    print(f"attn_course/{name}.py holds this notebook's {cls.__name__}: equal outputs")
 
 
-def check_module(module: Path, source: str, notebook: str) -> None:
-    """The module in the package is, byte for byte, what the notebook exports."""
-    if not module.exists() or module.read_text(encoding="utf-8") != source:
-        raise ExportError(
-            f"attn_course/{module.name} is not what {notebook} exports; "
-            "edit the notebook, never the module, and run `make notebooks`"
-        )
+def check_modules(package: Path, sources: Mapping[str, str], notebook: str) -> None:
+    """The modules in the package are, byte for byte, what the notebook exports."""
+    for name, source in sources.items():
+        module = package / f"{name}.py"
+        if not module.exists() or module.read_text(encoding="utf-8") != source:
+            raise ExportError(
+                f"attn_course/{module.name} is not what {notebook} exports; "
+                "edit the notebook, never the module, and run `make notebooks`"
+            )
 
 
-def module_source(notebook: Path) -> tuple[str, str]:
-    """Cut the exported cells of a saved notebook into a module: its name and its formatted text."""
+def write_modules(package: Path, sources: Mapping[str, str]) -> None:
+    """Write the modules of a notebook, by name, where they have changed."""
+    for name, source in sources.items():
+        write_if_changed(package / f"{name}.py", source)
+
+
+def module_sources(notebook: Path) -> dict[str, str]:
+    """Cut the exported cells of a saved notebook into modules: the formatted text of each, by name.
+
+    The first is that of `#| default_exp`, with the cells marked `#| export`. Cells marked
+    `#| export name` make another module. What that uses of the first, it imports from there: in
+    the notebook all are one, and such an import would bring the module as it was before.
+    """
     with tempfile.TemporaryDirectory() as folder:
         # The module names its notebook by a relative path: keep the layout of the project.
         copy = Path(folder, "notebooks", notebook.name)
@@ -97,16 +113,53 @@ def module_source(notebook: Path) -> tuple[str, str]:
         shutil.copy(notebook, copy)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nbdev warns where we raise, below
-            nb_export(str(copy), lib_path=str(package))
-        modules = list(package.glob("*.py"))
-        if not modules:
-            raise ExportError(
-                f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
-                "and the cells of the module need `#| export`"
-            )
-        text = CELL_ID.sub(r"\1", modules[0].read_text(encoding="utf-8"))
-        # nbdev makes imports from the package relative where they take one line; so do we the rest
-        return modules[0].stem, format_source(re.sub(r"(?m)^from attn_course\.", "from .", text))
+            nb_export(str(copy), lib_path=str(package), mod_maker=new_module)
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
+    cells = [cell.source for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    first = "".join(re.findall(r"(?m)^#\| *default_exp +(\w+)", "\n".join(cells)))
+    if first not in texts:
+        raise ExportError(
+            f"{notebook.name} exports nothing: one cell needs `#| default_exp name`, "
+            "and the cells of the module need `#| export`"
+        )
+    for name in texts.keys() - {first}:
+        texts[name] = with_docstring(with_imports(texts[name], first, texts[first]))
+    return {name: formatted(texts[name]) for name in sorted(texts, key=lambda n: (n != first, n))}
+
+
+def new_module(**options: Any) -> ModuleMaker:
+    """nbdev's maker of modules, which makes a second one, too, even where there is none yet."""
+    return ModuleMaker(**options | {"is_new": True})
+
+
+def with_imports(text: str, first: str, first_text: str) -> str:
+    """Let a module import what it uses of what the notebook's first module defines."""
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    names = (used & set(defined_names(first_text))) - set(top_level_names(text))
+    if not names:
+        return text
+    in_order = sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))  # as ruff's
+    lines = text.splitlines()
+    last = max(node.end_lineno or 0 for node in ast.parse(text).body if isinstance(node, IMPORT))
+    lines.insert(last, f"from attn_course.{first} import {', '.join(in_order)}")
+    return "\n".join(lines)
+
+
+def with_docstring(text: str) -> str:
+    """Bring the string that a module's first cell begins with to the top, as a docstring."""
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            start, end = node.lineno - 1, node.end_lineno
+            return "\n".join([*lines[start:end], "", *lines[:start], *lines[end:]])
+    return text
+
+
+def formatted(text: str) -> str:
+    """What nbdev cut out, as the package has it."""
+    text = CELL_ID.sub(r"\1", text)
+    # nbdev makes imports from the package relative where they take one line; so do we the rest
+    return format_source(re.sub(r"(?m)^from attn_course\.", "from .", text))
 
 
 def format_source(source: str) -> str:
@@ -149,7 +202,7 @@ def top_level_names(source: str) -> list[str]:
     """Names that a piece of Python binds by import, assignment, `def` or `class`."""
     names = []
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
+        if isinstance(statement, IMPORT):
             names += [alias.asname or alias.name for alias in statement.names]
         elif isinstance(statement, ast.FunctionDef | ast.ClassDef):
             names.append(statement.name)
@@ -157,6 +210,12 @@ def top_level_names(source: str) -> list[str]:
             stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
             names += [node.id for node in stored if isinstance(node.ctx, ast.Store)]
     return names
+
+
+def defined_names(source: str) -> list[str]:
+    """Names that a piece of Python binds at its top level, other than by import."""
+    body = [node for node in ast.parse(source).body if not isinstance(node, IMPORT)]
+    return top_level_names(ast.unparse(ast.Module(body, [])))
 
 
 def load_module(path: Path, name: str) -> ModuleType:

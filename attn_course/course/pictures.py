@@ -1,6 +1,6 @@
 """The look of the course: its style, its colours, rows of pictures and the map of the course."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,12 +19,15 @@ __all__ = [
     "MIXING",
     "SELECTION",
     "course_map",
+    "show_attention",
     "show_images",
     "use_style",
 ]
 
 Photograph = Float[Tensor, "3 _ _"]
 Map = Float[Tensor, "_ _"]
+
+OVERLAY = 0.65  # of a map over an image; the rest is the image's grey
 
 
 def use_style() -> None:
@@ -77,6 +80,61 @@ def show_images(
         figure.colorbar(
             ScalarMappable(scale, cmap), ax=grid, label=colour_bar, shrink=0.8, pad=0.02
         )
+    plt.show()
+
+
+def show_attention(
+    images: Float[Tensor, "b _ h w"] | Sequence[Photograph],
+    maps: Mapping[str, Tensor],
+    *,
+    limits: tuple[float | int, float | int] | None = None,
+    colour_bar: str = "weight of a position",
+) -> None:
+    """Shows images, and below them one row for each entry of `maps`, laid over the images in grey.
+
+    The squares of a map are its positions, drawn as large as they are in the image. All rows have
+    one colour scale.
+
+    Args:
+        images: b photographs (3, h, w) with values in [0, 1]; or a tensor of b images, which may
+            be grey (b, 1, h, w).
+        maps: One weight for each position, (b, 1, h, w), under the name of its row: the spatial
+            gate of CBAM, say, from `attn_course.insertion.attention_maps`.
+        limits: the values at the two ends of the scale; by default the extremes of all maps.
+        colour_bar: what the maps' values mean.
+    """
+    if not len(images) or not maps:
+        raise ValueError("images or maps is empty: give at least one of each")
+    for name, map_ in maps.items():
+        if map_.ndim != 4 or map_.shape[:2] != (len(images), 1) or map_[0].numel() == 1:
+            raise ValueError(
+                f"maps[{name!r}] has the shape {tuple(map_.shape)}, which is not one weight for "
+                f"each position: give ({len(images)}, 1, h, w), with h and w of the map"
+            )
+
+    scale = Normalize(*(limits or _limits([m.flatten(1) for m in maps.values()], GATES)))
+    height, width = images[0].shape[-2:]
+    rows, columns = len(maps) + 1, len(images)
+    page = plt.rcParams["figure.figsize"][0]
+    row_height = 0.8 * page / columns * height / width + 0.1
+    size = (page, rows * row_height)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for column, image in enumerate(images):
+        grid[0, column].imshow(image.permute(1, 2, 0).detach().numpy(), cmap="gray")
+        grid[0, column].set_axis_off()
+        for axes, (name, map_) in zip(grid[1:, column], maps.items(), strict=True):
+            axes.imshow(image.mean(0).detach().numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(
+                map_[column, 0].detach().numpy(),
+                cmap=GATES,
+                norm=scale,
+                alpha=OVERLAY,
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            )
+            axes.set(xticks=[], yticks=[], ylabel="" if column else name)
+            axes.spines[:].set_visible(False)
+    mappable = ScalarMappable(scale, GATES)
+    figure.colorbar(mappable, ax=grid[1:], label=colour_bar, alpha=OVERLAY, shrink=0.8, pad=0.02)
     plt.show()
 
 

@@ -15,6 +15,7 @@ import jupytext
 from nbformat import NotebookNode
 
 KEY = "attn_course"
+FOLD = "jp-MarkdownHeadingCollapsed"  # how JupyterLab stores that a heading is folded
 
 
 def record(content: NotebookNode, root: Path) -> None:
@@ -38,9 +39,10 @@ def fingerprints(content: NotebookNode) -> list[str]:
 
 
 def fingerprint(cell: NotebookNode) -> str:
-    """The fingerprint of one cell, as the text twin has it."""
-    metadata = [digest(json.dumps(cell.metadata, sort_keys=True))] if cell.metadata else []
-    return " ".join([cell.cell_type, digest(cell.source), *metadata])
+    """The fingerprint of one cell, as the text twin has it; to unfold a heading is no edit."""
+    metadata = {key: value for key, value in cell.metadata.items() if key != FOLD}
+    marks = [digest(json.dumps(metadata, sort_keys=True))] if metadata else []
+    return " ".join([cell.cell_type, digest(cell.source), *marks])
 
 
 def text_cells(content: NotebookNode) -> list[NotebookNode]:

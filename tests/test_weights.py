@@ -6,14 +6,9 @@ from torch import nn
 
 from attn_course import CBAM, PyramidSqueezeAttention, SpatialGroupEnhance, SqueezeExcitation
 from attn_course.course import data
-from attn_course.networks import convert_authors, convert_timm, create_network
+from attn_course.networks import create_network
+from attn_course.weights import convert_authors, convert_timm
 from cases import plain
-
-
-def plain_networks():
-    """The module without the shape checks of these tests, which are stricter than its own."""
-    return plain("networks")
-
 
 # timm's name and options: our name, mechanism and options
 TIMM = {
@@ -21,7 +16,8 @@ TIMM = {
     "resnet34": ("resnet34", None, {}),
     "resnet50": ("resnet50", None, {}),
     "resnet101": ("resnet101", None, {}),
-    "wide_resnet50_2": ("resnet50", None, {"width_per_group": 128}),
+    "wide_resnet50_2": ("wide_resnet50_2", None, {}),
+    "wide_resnet101_2": ("wide_resnet101_2", None, {}),
     "resnext50_32x4d": ("resnext50_32x4d", None, {}),
     "resnext101_32x4d": ("resnext101_32x4d", None, {}),
     "seresnet50": ("resnet50", "se", {}),
@@ -385,7 +381,7 @@ def test_authors_keys_that_have_no_place(key):
 
 @pytest.mark.parametrize("convert", [convert_timm, convert_authors])
 def test_what_is_no_state_dict(convert):
-    convert = getattr(plain_networks(), convert.__name__)
+    convert = getattr(plain("weights"), convert.__name__)
     for wrong in (nn.Conv2d(3, 64, 7), "resnet50.pth", None, ["conv1.weight"]):
         with pytest.raises(TypeError, match=r"state_dict must be a mapping, got .*state_dict"):
             convert(wrong)
