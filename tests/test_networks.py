@@ -330,26 +330,22 @@ def test_in_place_is_the_same(name, attention, place, training):
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("attention", [None, "se", "cbam", "sge", "ea", nn.Sigmoid])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_addition_is_in_place_where_it_may_be(name):
-    """So the largest maps of a network are written once; a gate's result is left alone."""
-    seen = {}
-    for attention in (None, "ea"):
-        net = create_network(name, attention, place="gate" if attention else None, **SMALL)
-        block = net.layer1[0]
-        norm = block.bn2 if name == "resnet18" else block.bn3
-        norm.register_forward_hook(lambda module, args, out: seen.update(norm=out))
-        out = block(torch.randn(2, 64, 8, 8))
-        assert (out.data_ptr() == seen["norm"].data_ptr()) == (attention is None)
-        assert out.min() == 0
-
-
-def test_the_gates_result_can_be_kept():
-    block = BasicBlock(64, 64, gate=SqueezeExcitation)
+def test_the_addition_is_in_place_where_it_may_be(name, attention):
+    """So the largest maps of a network are written once; other gates' results are left alone."""
+    gate = (lambda channels: nn.Sigmoid()) if attention is nn.Sigmoid else attention
+    net = without_shape_checks(name, gate, place=gate and "gate", **SMALL)
+    block = net.layer1[0]
+    norm = block.bn2 if name == "resnet18" else block.bn3
     kept = []
-    block.gate.register_forward_hook(lambda gate, args, out: kept.extend([out, out.clone()]))
-    block(torch.randn(2, 64, 8, 8))
-    assert torch.equal(*kept)
+    last = norm if gate is None else block.gate
+    last.register_forward_hook(lambda module, args, out: kept.extend([out, out.clone()]))
+    with torch.no_grad():
+        out = block(torch.randn(2, 64, 8, 8))
+    overwritten = attention in (None, "se", "cbam", "sge")
+    assert (out.data_ptr() == kept[0].data_ptr()) == overwritten
+    assert torch.equal(*kept) == (not overwritten)
 
 
 # What timm's networks can do by these names.
