@@ -115,14 +115,20 @@ def _downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential 
     return nn.Sequential(_conv(channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels))
 
 
+# Gates that end in a product: its backward pass asks for the factors, and not for the result.
+_PRODUCTS = (SqueezeExcitation, CBAM, SpatialGroupEnhance)
+
+
 def _gate_and_add(
     residual: Float[Tensor, "b c h w"], gate: nn.Module | None, shortcut: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
     """Returns ReLU(gate(residual) + shortcut), in place where no backward pass needs the old value.
 
-    A batch norm's does not need its result, with which the residual ends. A gate's may.
+    The residual ends with a batch norm, which does not need it. A gate of another kind may.
     """
-    out = residual.add_(shortcut) if gate is None else gate(residual) + shortcut  # (b, c, h, w)
+    gated = residual if gate is None else gate(residual)  # (b, c, h, w)
+    is_free = gate is None or type(gate) in _PRODUCTS
+    out = gated.add_(shortcut) if is_free else gated + shortcut  # (b, c, h, w)
     return out.relu_()  # (b, c, h, w)
 
 
