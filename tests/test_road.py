@@ -177,6 +177,25 @@ def test_relative_imports_are_followed(tmp_path):
     assert sorted(found) == [f"attn_course/{name}.py" for name in ("one", "three", "two")]
 
 
+def test_measurements_are_imported_with_what_reads_them(tmp_path):
+    """A new run of the benchmarks makes the chapters stale that cite it, and no others."""
+    shutil.copytree(ROOT / "attn_course", tmp_path / "attn_course")
+    results = tmp_path / "benchmarks/results.json"
+    results.parent.mkdir()
+    citing = new_notebook(cells=[new_code_cell("from attn_course.course import pictures, speed")])
+    other = new_notebook(cells=[new_code_cell("from attn_course.course import pictures")])
+    found = []
+    for text in ("{}", '{"networks": {}}'):
+        results.write_text(text)
+        found.append([provenance.imports(content, tmp_path) for content in (citing, other)])
+    assert {key for key in found[0][0] if found[0][0][key] != found[1][0][key]} == {
+        "benchmarks/results.json"
+    }
+    assert found[0][1] == found[1][1]
+    results.unlink()  # which is a change like any other
+    assert "benchmarks/results.json" not in provenance.imports(citing, tmp_path)
+
+
 def test_what_an_editor_leaves_in_a_cell_is_no_change(notebook):
     content = jupytext.read(notebook)
     for cell in content.cells:
