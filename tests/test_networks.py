@@ -2,13 +2,17 @@
 
 import inspect
 import itertools
+from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import attn_course
+import cases
 from attn_course import (
     MultiHeadExternalAttention,
     SelectiveKernel,
@@ -17,7 +21,17 @@ from attn_course import (
     create_network,
     list_attentions,
 )
-from attn_course.networks import BasicBlock, Bottleneck, PositionsAsTokens, ResNet
+from attn_course.networks import (
+    MECHANISMS,
+    NETWORKS,
+    AttentionName,
+    BasicBlock,
+    Bottleneck,
+    NetworkName,
+    Place,
+    PositionsAsTokens,
+    ResNet,
+)
 from cases import plain
 
 # Network, attention, options: parameters, and millions of multiply-adds at 224 × 224.
@@ -166,11 +180,272 @@ def test_width_of_selective_kernels():
     assert narrow.layer1[0].conv1.out_channels == 64
 
 
-def test_a_class_is_as_good_as_its_name():
-    assert (
-        on_meta("resnet50", SelectiveKernel).state_dict().keys()
-        == on_meta("resnet50", "sk").state_dict().keys()
+@pytest.mark.parametrize("name", list_attentions())
+def test_a_class_is_as_good_as_its_name(name):
+    record = MECHANISMS[name]
+    by_name = on_meta("resnet50", name).state_dict()
+    by_class = on_meta("resnet50", record.tokens or record.make).state_dict()
+    assert isinstance(record.tokens or record.make, type)
+    assert {key: tensor.shape for key, tensor in by_class.items()} == {
+        key: tensor.shape for key, tensor in by_name.items()
+    }
+
+
+def test_the_names_are_those_of_the_tables():
+    assert sorted(get_args(AttentionName)) == sorted(MECHANISMS) == list_attentions()
+    assert list(get_args(NetworkName)) == list(NETWORKS)
+    assert {record.place for record in MECHANISMS.values()} == set(get_args(Place))
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_the_table_knows_who_starts_as_the_identity(name):
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 5, 6)
+    assert torch.equal(create_attention(name, 64)(x), x) == MECHANISMS[name].is_identity
+
+
+@every_attention
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_no_submodule_is_named_like_a_method(name, attention):
+    for part in on_meta(name, attention, **SMALL).modules():
+        for child, _ in part.named_children():
+            assert not hasattr(type(part), child)
+            assert child != "attention", "every mechanism has a method of that name"
+
+
+def test_options_may_be_functions_of_the_width():
+    units = []
+
+    def hidden(channels):
+        units.append(channels)
+        return channels // 4
+
+    net = on_meta("resnet18", "se", attention_options={"reduction": hidden}, **SMALL)
+    assert units == [64, 64, 128, 128, 256, 256, 512, 512]
+    assert {
+        block.gate.reduce.out_features for block in net.modules() if hasattr(block, "gate")
+    } == {4}
+    narrow = create_attention("sge", 48, groups=lambda channels: channels // 8)
+    assert narrow.groups == 6
+    with pytest.raises(ValueError, match="reduction=65 leaves no hidden channel for channels=64"):
+        on_meta("resnet18", "se", attention_options={"reduction": lambda c: c + 1})
+    # A class is no function of the width, and so it is handed on.
+    options = {"gate_activation": nn.Hardsigmoid}
+    net = on_meta("resnet18", "se", attention_options=options)
+    assert isinstance(net.layer1[0].gate.gate_activation, nn.Hardsigmoid)
+    for wrong in (lambda: nn.Sigmoid(), lambda a, b: 1):
+        with pytest.raises(TypeError, match=r"attention option 'gate_activation' is a function"):
+            on_meta("resnet18", "se", attention_options={"gate_activation": wrong})
+
+
+def test_the_neck_of_a_head_can_be_left_out():
+    assert on_meta("resnet18", "da").fc.in_features == 128
+    plain, bare = on_meta("resnet18"), on_meta("resnet18", "da", head_width=None)
+    assert isinstance(bare.neck, nn.Identity)
+    found = bare.load_state_dict(plain.state_dict(), strict=False)
+    assert found.unexpected_keys == []
+    assert {key.partition(".")[0] for key in found.missing_keys} == {"head"}
+    wide = on_meta("resnet50", "ea", head_width=256)
+    assert wide.fc.in_features == wide.num_features == 256
+
+
+@every_attention
+def test_a_wider_network_by_its_name(attention):
+    wide = on_meta("wide_resnet50_2", attention)
+    with torch.device("meta"):
+        assert parameters(plain_networks().ResNet(width_per_group=128)) == 68_883_240
+    assert attention is not None or parameters(wide) == 68_883_240
+    assert wide.layer1[0].conv1.out_channels == 128
+
+
+# In place: nothing that a backward pass asks for may be overwritten.
+
+
+class Ends(nn.Module):
+    """Somebody's gate, whose last step needs its own result to go back."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.last = last
+
+    def forward(self, x):
+        return self.last(self.scale * x)
+
+
+def strided(last):
+    def make(channels, stride=1):
+        return nn.Sequential(nn.Conv2d(channels, channels, 3, stride, 1), last())
+
+    return make
+
+
+LASTS = [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, lambda: nn.Softmax(1), nn.Identity]
+LASTS += [lambda: nn.ReLU(inplace=True), nn.ELU, lambda: nn.Dropout2d(0.5)]
+PLACED = [(attention, place) for attention in list_attentions() for place in ("gate", "head")]
+PLACED += [(attention, "conv") for attention in ("sk", "epsa", "mhsa")]
+PLACED += [(lambda channels, last=last: Ends(last()), "gate") for last in LASTS]
+PLACED += [(lambda channels, last=last: Ends(last()), "head") for last in LASTS]
+PLACED += [(strided(last), "conv") for last in LASTS]
+
+
+def residual_out_of_place(block, x):
+    out = block.conv2(block.bn1(block.conv1(x)).relu())
+    if isinstance(block, plain_networks().BasicBlock):
+        return block.bn2(out)
+    return block.bn3(block.conv3(out if block.bn2 is None else block.bn2(out).relu()))
+
+
+def scores_out_of_place(net, x):
+    """The paper's formulas, step by step, each with a result of its own."""
+    x = net.maxpool(net.bn1(net.conv1(x)).relu())
+    for block in itertools.chain(net.layer1, net.layer2, net.layer3, net.layer4):
+        out = residual_out_of_place(block, x)
+        out = out if block.gate is None else block.gate(out)
+        x = torch.relu(out + (x if block.downsample is None else block.downsample(x)))
+    for part in net.neck if isinstance(net.neck, nn.Sequential) else ():
+        x = torch.relu(x) if isinstance(part, nn.ReLU) else part(x)
+    return net.fc(net.head(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("attention", "place"), [(None, None), *PLACED])
+@pytest.mark.parametrize("name", ["resnet10", "resnet14"])
+def test_in_place_is_the_same(name, attention, place, training):
+    networks = plain_networks()
+    networks.NETWORKS |= {"resnet10": cases.RESNET10, "resnet14": {"depths": (1, 1, 1, 1)}}
+    torch.manual_seed(0)
+    options = {} if place != "head" else {"head_width": 64}
+    net = networks.create_network(
+        name, attention, place=place, planes=(64,) * 4, **options, **SMALL
     )
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    net.double().train(training)
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    found = []
+    for forward in (net, partial(scores_out_of_place, net)):
+        torch.manual_seed(1)  # for dropout
+        scores = forward(x)
+        found.append((scores, torch.autograd.grad(scores.square().sum(), [x, *net.parameters()])))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", [None, "se", "cbam", "sge", "ea", nn.Sigmoid])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_addition_is_in_place_where_it_may_be(name, attention):
+    """So the largest maps of a network are written once; other gates' results are left alone."""
+    gate = (lambda channels: nn.Sigmoid()) if attention is nn.Sigmoid else attention
+    net = without_shape_checks(name, gate, place=gate and "gate", **SMALL)
+    block = net.layer1[0]
+    norm = block.bn2 if name == "resnet18" else block.bn3
+    kept = []
+    last = norm if gate is None else block.gate
+    last.register_forward_hook(lambda module, args, out: kept.extend([out, out.clone()]))
+    with torch.no_grad():
+        out = block(torch.randn(2, 64, 8, 8))
+    overwritten = attention in (None, "se", "cbam", "sge")
+    assert (out.data_ptr() == kept[0].data_ptr()) == overwritten
+    assert torch.equal(*kept) == (not overwritten)
+
+
+class Peak(TorchDispatchMode):
+    """The largest number of bytes that the tensors made under it take at one time."""
+
+    def __init__(self, but):
+        super().__init__()
+        self.but = {tensor.untyped_storage()._cdata for tensor in but}
+        self.alive, self.bytes = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.but:
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        return out
+
+
+def peak(net, forward, *, training):
+    with torch.set_grad_enabled(training), Peak(but=net.state_dict().values()) as measured:
+        forward(torch.ones(2, 3, 64, 64))
+    return measured.bytes
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("attention", [None, "se"])
+def test_memory_is_timms(timm, attention, training):
+    ours = without_shape_checks("resnet50", attention).train(training)
+    theirs = timm.create_model("seresnet50" if attention else "resnet50").train(training)
+    assert peak(ours, ours, training=training) < 1.005 * peak(theirs, theirs, training=training)
+
+
+def test_out_of_place_takes_more_memory():
+    net = without_shape_checks("resnet50", stem="imagenet")
+    out_of_place = partial(scores_out_of_place, net)
+    assert peak(net, net, training=False) < 0.95 * peak(net, out_of_place, training=False)
+
+
+# What timm's networks can do by these names.
+
+
+def test_features_and_classifier_have_timms_names():
+    net = create_network("resnet18", "cbam", 5, stem="small").eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        features = net.forward_features(x)
+        assert features.shape == (2, net.num_features, 2, 2)
+        assert torch.equal(features, net.maps(x)[-1])
+        assert torch.equal(net.forward_head(features), net(x))
+        assert net.num_classes == 5
+        net.double().reset_classifier(7)
+        assert net(x.double()).shape == (2, net.num_classes) == (2, 7)
+    assert net.fc.weight.dtype == torch.float64
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        net.reset_classifier(0)
+
+
+def test_timms_names_are_timms(timm):
+    theirs = timm.create_model("resnet18", num_classes=5).eval()
+    ours = create_network("resnet18", num_classes=5).eval()
+    ours.load_state_dict(theirs.state_dict())
+    assert (ours.num_features, ours.num_classes) == (theirs.num_features, theirs.num_classes)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = theirs.forward_features(x)
+        torch.testing.assert_close(ours.forward_features(x), features)
+        torch.testing.assert_close(ours.forward_head(features), theirs.forward_head(features))
+    for net in (ours, theirs):
+        net.reset_classifier(3)
+        assert net.fc.out_features == net.num_classes == 3
+
+
+@pytest.mark.parametrize("name", ["se", "cbam", "sge", "ea", "da"])
+def test_a_gate_for_timm_as_it_stands(timm, name):
+    gate = partial(plain_networks().create_attention, name)
+    net = timm.create_model("resnet50", block_args={"attn_layer": gate})
+    kind = type(gate(64))
+    assert sum(isinstance(part, kind) for part in net.modules()) == 16
+    if name == "se":
+        assert parameters(net) == 28_088_024
+        half = timm.create_model("resnet18", block_args={"attn_layer": gate}, dtype=torch.bfloat16)
+        assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    if name not in ("ea", "da"):  # their results are needed later, and timm adds in place
+        net.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", list_attentions())
+def test_a_mechanism_on_a_device_and_of_a_type(name):
+    module = create_attention(name, 64, device="meta", dtype=torch.float16)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float16)}
+    usual = create_attention(name, 64)
+    assert {(p.device.type, p.dtype) for p in usual.parameters()} == {("cpu", torch.float32)}
+    with torch.device("meta"):
+        assert all(p.is_meta for p in create_attention(name, 64).parameters())
 
 
 def test_a_function_makes_a_gate():
@@ -388,7 +663,7 @@ def test_the_docstring_names_every_option():
     doc = inspect.getdoc(create_network)
     for option in list(inspect.signature(create_network).parameters):
         assert f"    {option}: " in doc or f"    **{option}: " in doc, option
-    for name in attn_course.networks.NETWORKS:
+    for name in NETWORKS:
         assert f'"{name}"' in doc, name
 
 

@@ -1,12 +1,14 @@
 """Other people's weights: a converted network gives the scores of the original."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 from attn_course import CBAM, PyramidSqueezeAttention, SpatialGroupEnhance, SqueezeExcitation
 from attn_course.course import data
-from attn_course.networks import create_network
+from attn_course.networks import NetworkName, create_network
 from attn_course.weights import convert_authors, convert_timm
 from cases import plain
 
@@ -100,6 +102,51 @@ def test_timm(timm, name):
     assert_same_scores(original, network)
 
 
+# What ours are called there.
+TIMMS_CBAM = {
+    "gate.channel.reduce": "se.channel.fc1",
+    "gate.channel.expand": "se.channel.fc2",
+    "gate.spatial.conv": "se.spatial.conv.conv",
+    "gate.spatial.norm": "se.spatial.conv.bn",
+}
+AUTHORS = {
+    "se": {"gate.reduce": "se.fc.0", "gate.expand": "se.fc.2"},
+    "cbam": {
+        "gate.channel.reduce": "cbam.ChannelGate.mlp.1",
+        "gate.channel.expand": "cbam.ChannelGate.mlp.3",
+        "gate.spatial.conv": "cbam.SpatialGate.spatial.conv",
+        "gate.spatial.norm": "cbam.SpatialGate.spatial.bn",
+    },
+    "sge": {"gate": "sge"},
+    "epsa": {
+        **{f"conv2.convs.{i}": f"conv2.conv_{i + 1}" for i in range(4)},
+        "conv2.se.reduce": "conv2.se.fc1",
+        "conv2.se.expand": "conv2.se.fc2",
+    },
+}
+
+
+def renamed(name, attention, theirs):
+    """The shapes of one of our networks, under other names."""
+    with torch.device("meta"):
+        state_dict = create_network(name, attention, num_classes=10).state_dict()
+    result = {}
+    for key, tensor in state_dict.items():
+        for ours, others in theirs.items():
+            key = key.replace(f".{ours}.", f".{others}.")
+        result[key] = tensor
+    return result
+
+
+def timms_cbam_resnet18():
+    state_dict = renamed("resnet18", "cbam", TIMMS_CBAM)
+    return {
+        key: tensor
+        for key, tensor in state_dict.items()
+        if not key.endswith((".fc1.bias", ".fc2.bias"))
+    }
+
+
 def test_timm_is_left_as_it_is():
     gate = {
         "layer1.0.se.channel.fc1.weight": torch.randn(4, 64, 1, 1),
@@ -107,26 +154,35 @@ def test_timm_is_left_as_it_is():
         "layer1.0.se.spatial.conv.conv.weight": torch.randn(1, 2, 7, 7),
     }
     before = {key: tensor.clone() for key, tensor in gate.items()}
-    converted = convert_timm(gate)
-    assert gate.keys() == before.keys()
-    assert all(torch.equal(gate[key], before[key]) for key in gate)
-    spatial = converted["layer1.0.attention.spatial.conv.weight"]
+    theirs = timms_cbam_resnet18() | gate
+    keys = set(theirs)
+    converted = convert_timm(theirs)
+    assert theirs.keys() == keys
+    assert all(torch.equal(theirs[key], before[key]) for key in gate)
+    spatial = converted["layer1.0.gate.spatial.conv.weight"]
     assert torch.equal(spatial[:, 0], gate["layer1.0.se.spatial.conv.conv.weight"][:, 1])
     for layer, units in (("reduce", 4), ("expand", 64)):
-        bias = converted[f"layer1.0.attention.channel.{layer}.bias"]
+        bias = converted[f"layer1.0.gate.channel.{layer}.bias"]
         assert torch.equal(bias, torch.zeros(units))
 
 
 def test_biases_of_timms_cbam_are_kept(timm):
     layer = with_random_weights(timm.layers.create_attn("cbam", 64, mlp_bias=True)).eval()
     state_dict = {f"layer1.0.se.{key}": tensor for key, tensor in layer.state_dict().items()}
-    converted = convert_timm(state_dict)
+    converted = convert_timm(timms_cbam_resnet18() | state_dict)
     cbam = CBAM(64).double().eval()
-    cbam.load_state_dict(
-        {key.removeprefix("layer1.0.attention."): converted[key] for key in converted}
-    )
+    cbam.load_state_dict(part(converted, "layer1.0.gate."))
     x = torch.randn(2, 64, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(cbam(x), layer(x))
+
+
+def part(state_dict, prefix):
+    """The state dictionary of the module with that prefix."""
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in state_dict.items()
+        if key.startswith(prefix)
+    }
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
@@ -179,7 +235,7 @@ def test_timms_hidden_layer_is_wider(timm, name):
     with torch.device("meta"):
         state_dict = timm.create_model(name, num_classes=10).state_dict()
         network = create_network(name.removeprefix("se"), attention="se", num_classes=10)
-        with pytest.raises(RuntimeError, match=r"layer1.0.attention.reduce.weight: .*\[8, 64\]"):
+        with pytest.raises(RuntimeError, match=r"layer1.0.gate.reduce.weight: .*\[8, 64\]"):
             network.load_state_dict(convert_timm(state_dict), strict=True)
 
 
@@ -339,26 +395,80 @@ def test_authors(name, attention, prefix):
 
 
 @pytest.mark.parametrize(
-    ("golden", "released", "here", "module"),
+    ("golden", "attention", "released", "here", "module"),
     [
-        ("squeeze_excitation", "se", "attention", lambda: SqueezeExcitation(64)),
-        ("cbam", "cbam", "attention", lambda: CBAM(64)),
-        ("spatial_group_enhance", "sge", "attention", lambda: SpatialGroupEnhance(64, groups=32)),
-        ("pyramid_squeeze_attention", "conv2", "conv2", lambda: PyramidSqueezeAttention(64)),
+        ("squeeze_excitation", "se", "se", "gate", lambda: SqueezeExcitation(64)),
+        ("cbam", "cbam", "cbam", "gate", lambda: CBAM(64)),
+        ("spatial_group_enhance", "sge", "sge", "gate", lambda: SpatialGroupEnhance(64, groups=32)),
+        (
+            "pyramid_squeeze_attention",
+            "epsa",
+            "conv2",
+            "conv2",
+            lambda: PyramidSqueezeAttention(64),
+        ),
     ],
 )
-def test_golden_arrays_by_their_names_in_a_network(golden, released, here, module):
+def test_golden_arrays_by_their_names_in_a_network(golden, attention, released, here, module):
     arrays = data.golden(golden)
     block = {
         key.replace("param/", f"layer3.5.{released}."): array
         for key, array in arrays.items()
         if key.startswith("param/")
     }
-    prefix = f"layer3.5.{here}."
+    theirs = renamed("resnet50", attention, AUTHORS[attention])
+    assert block.keys() <= theirs.keys()
     loaded = module().eval()
-    converted = {key.removeprefix(prefix): array for key, array in convert_authors(block).items()}
-    loaded.load_state_dict(converted, strict=True)
+    converted = convert_authors(theirs | block)
+    loaded.load_state_dict(part(converted, f"layer3.5.{here}."), strict=True)
     torch.testing.assert_close(loaded(arrays["x"]), arrays["y_eval"])
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        *((name, attention) for name in get_args(NetworkName) for attention in (None, "se")),
+        *(("resnet101", attention) for attention in ("cbam", "sge", "epsa")),
+    ],
+)
+def test_a_part_that_is_missing_or_too_many_is_named(name, attention):
+    theirs = renamed(name, attention, AUTHORS.get(attention, {}))
+    assert convert_authors(theirs).keys() == renamed(name, attention, {}).keys()
+    for key in ("layer4.1.bn2.weight", "layer4.1.bn2.bias", "layer4.1.bn2.running_mean", "fc.bias"):
+        del theirs[key]
+    theirs["layer1.0.extra.weight"] = torch.zeros(3)
+    network = f"{name} with '{attention}'" if attention else name
+    message = (
+        rf"state_dict looks like {network}, but lacks 'layer4.1.bn2.weight', 'layer4.1.bn2.bias', "
+        r"'layer4.1.bn2.running_mean' and 1 other; has 'layer1.0.extra.weight', for which "
+    )
+    with pytest.raises(ValueError, match=message):
+        convert_authors(theirs)
+
+
+def test_old_checkpoints_have_no_counters():
+    """PyTorch 0.4 had none; `load_state_dict` of batch norm knows that."""
+    theirs = renamed("resnet50", "sge", AUTHORS["sge"])
+    old = {key: tensor for key, tensor in theirs.items() if not key.endswith("_tracked")}
+    assert len(convert_authors(old)) == len(old) < len(theirs)
+
+
+def test_half_of_a_network_is_told_from_another():
+    theirs = renamed("resnet50", None, {})
+    first = {key: tensor for key, tensor in theirs.items() if not key.startswith("layer4")}
+    message = r"looks like resnet50, but lacks 'layer4.0.conv1.weight', .* and \d+ others; pass"
+    with pytest.raises(ValueError, match=message):
+        convert_timm(first)
+    with pytest.raises(ValueError, match=r"like resnet18, but has 'layer1.2.conv1.weight', for"):
+        convert_timm(renamed("resnet18", None, {}) | {"layer1.2.conv1.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("convert", [convert_timm, convert_authors])
+def test_what_holds_no_network_resembles_none(convert):
+    with pytest.raises(ValueError, match="state_dict is empty; pass the whole state dictionary"):
+        convert({})
+    with pytest.raises(ValueError, match=r"state_dict has 'stages.0.weight', for which"):
+        convert({"stages.0.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
