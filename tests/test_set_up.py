@@ -273,7 +273,7 @@ def test_the_closing_lines_say_what_was_skipped_and_what_would_run_it(tmp_path):
     env = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "pytest", "-p", "without_timm", "-p", "no:cacheprovider"]
     command += ["--nbval", "--numprocesses=2", "--dist=load", "-k", "reads_well or test_timm"]
-    command += ["tests/test_browser.py", "tests/test_network_weights.py"]
+    command += ["tests/test_browser.py", "tests/test_weights.py"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     closing_lines = done.stdout.partition("= skipped, and what would run it =")[2]
     skipped = re.findall(r"^(\d+) skipped: (.*)$", closing_lines, re.MULTILINE)
