@@ -115,11 +115,11 @@ def _downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential 
     return nn.Sequential(_conv(channels, out_channels, stride=stride), nn.BatchNorm2d(out_channels))
 
 
+# %% ../notebooks/09_networks.ipynb
 # Gates that end in a product: its backward pass asks for the factors, and not for the result.
 _PRODUCTS = (SqueezeExcitation, CBAM, SpatialGroupEnhance)
 
 
-# %% ../notebooks/09_networks.ipynb
 def _gate_and_add(
     residual: Float[Tensor, "b c h w"], gate: nn.Module | None, shortcut: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
