@@ -27,7 +27,6 @@ TO_FOLLOW = [
     "06_multi_head_self_attention",
     "07_dual_attention",
     "08_external_attention",
-    "09_networks",
 ]
 
 
@@ -242,6 +241,12 @@ def test_sections_of_other_names_are_free(notebook):
 def test_a_last_cell_that_does_not_export_is_caught(notebook):
     edit(notebook, lambda cells: cells.append(new_code_cell("print()")))
     with pytest.raises(Drift, match="that in a call of `export`"):
+        anatomy.check_order(notebook)
+
+
+def test_a_section_in_the_middle_of_a_cell_is_caught(notebook):
+    replace(notebook, "- Three to five lines.", "- Three to five lines.\n\n## More\n\nText.")
+    with pytest.raises(Drift, match="`## More` must begin a cell"):
         anatomy.check_order(notebook)
 
 

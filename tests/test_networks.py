@@ -2,7 +2,9 @@
 
 import inspect
 import itertools
+import re
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -710,3 +712,15 @@ def test_a_gate_of_one_changes_nothing():
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(gated(x), plain(x))
+
+
+def test_the_calls_that_open_the_chapter_run():
+    text = Path(__file__).parents[1] / "notebooks/text/09_networks.md"
+    calls = re.findall(r"\| `(create_\w+\(.*?\))` \|", text.read_text(encoding="utf-8"))
+    assert len(calls) == 5
+    for call in calls:
+        with torch.device("meta"):
+            made = eval(
+                call, {"create_network": create_network, "create_attention": create_attention}
+            )
+        assert isinstance(made, nn.Module), call

@@ -420,6 +420,19 @@ def test_an_edit_renews_what_comes_after_it_and_reaches_the_module(
     drift.check_executed(notebook)
 
 
+def test_a_result_has_the_number_of_its_cell(project, notebook, twin):
+    replace(twin, "## Summary\n", "```{code-cell} ipython3\n1 + 1\n```\n\n## Summary\n")
+    build.build(project)
+    replace(
+        twin,
+        "```{code-cell} ipython3\n1 + 1",
+        "```{code-cell} ipython3\n0\n```\n\n```{code-cell} ipython3\n1 + 1",
+    )
+    build.build(project)
+    (cell,) = (c for c in jupytext.read(notebook).cells if c.source == "1 + 1")
+    assert cell.outputs[0].execution_count == cell.execution_count
+
+
 def picture(pixels):
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")

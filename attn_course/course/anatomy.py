@@ -188,10 +188,16 @@ def check_opening(notebook: Path) -> None:
 def check_order(notebook: Path) -> None:
     """The spine ends in its summary, then come the exercises and the workshop; it ends in Export.
 
-    Every heading of the workshop is folded, and stands in a cell of its own: the rest of its cell
-    would not be folded away.
+    Each section begins a cell. In the workshop its heading has a cell of its own: the rest of the
+    cell would not be folded away.
     """
     spine, _, workshop = read_parts(notebook)
+    for cell in jupytext.read(notebook).cells:
+        if cell.cell_type == "markdown" and "\n## " in without_fences(cell.source):
+            heading = without_fences(cell.source).partition("\n## ")[2].partition("\n")[0]
+            raise Drift(
+                f"{notebook.name}: `## {heading}` must begin a cell; in the twin, write `+++`"
+            )
     if "Summary" not in titles(spine):
         raise Drift(f"{notebook.name}: write `## Summary` above the exercises")
     if misplaced := [name for name in titles(spine) if name in IN_WORKSHOP]:
