@@ -181,6 +181,11 @@ class _Run(NamedTuple):
         return cls(taken, shape, y.dtype, y.device, f"{shape} of {y.dtype}")
 
 
+def _device_type(network: nn.Module) -> str:
+    """The kind of accelerator that a network is on, or "cpu"."""
+    return max({p.device.type for p in network.parameters()} - {"cpu", "meta"}, default="cpu")
+
+
 @contextmanager
 def _untouched(network: nn.Module) -> Iterator[None]:
     """Evaluation without gradients, after which modes, buffers and random numbers are as before."""
@@ -206,6 +211,7 @@ def _untouched(network: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+# %% ../notebooks/10_your_network.ipynb
 def _dry_run(network: nn.Module, example: Any) -> dict[str, list[_Run]]:
     """Runs the network once and returns what each of its layers did, by name."""
     runs: dict[str, list[_Run]] = {name: [] for name, _ in network.named_modules()}
@@ -224,11 +230,6 @@ def _dry_run(network: nn.Module, example: Any) -> dict[str, list[_Run]]:
         for handle in handles:
             handle.remove()
     return runs
-
-
-def _device_type(network: nn.Module) -> str:
-    """The kind of accelerator that a network is on, or "cpu"."""
-    return max({p.device.type for p in network.parameters()} - {"cpu", "meta"}, default="cpu")
 
 
 def _arguments(example: Any) -> tuple[Any, ...]:
@@ -315,8 +316,8 @@ def _make(mechanism: Mechanism, options: Mapping[str, Any], width: int, **told: 
     known = parameters_of(mechanism)
     if lacking := [option for option in told if known and option not in known]:
         raise ValueError(
-            f"it makes {told} of {width} channels, and the mechanism takes no {lacking[0]}; name "
-            "convolutions that keep the shape"
+            f"it has {lacking[0]}={told[lacking[0]]} for {width} channels, and the mechanism takes "
+            f"no {lacking[0]}; name convolutions that keep the shape"
         )
     try:
         made = make_attention(mechanism, width, options, **told)
@@ -328,6 +329,7 @@ def _make(mechanism: Mechanism, options: Mapping[str, Any], width: int, **told: 
     return PositionsAsTokens(made) if for_tokens else made
 
 
+# %% ../notebooks/10_your_network.ipynb
 def _after(
     make: Callable[[int], nn.Module],
     run: _Run,
@@ -365,6 +367,7 @@ def _beside(make: Callable[..., nn.Module], layer: nn.Module, identity: bool) ->
     return Inserted(make(layer.in_channels, **told), beside=True, identity=identity)
 
 
+# %% ../notebooks/10_your_network.ipynb
 def _only(runs: Sequence[_Run]) -> _Run:
     """The one run of a layer."""
     if len(runs) == 1:
@@ -415,6 +418,7 @@ class Insertions(tuple[Insertion, ...]):
         return "\n".join([*lines, f"{len(self)} places, {total:,} parameters"])
 
 
+# %% ../notebooks/10_your_network.ipynb
 def _check_bare(network: Any) -> None:
     """Requires a network that nothing has wrapped."""
     if not isinstance(network, nn.Module):
@@ -464,8 +468,12 @@ def insert_attention(
 
     The mechanism becomes a child of the layer, called `inserted`, and a forward hook applies it. So
     all names stay: a state dict from before the insertion loads with `strict=True`, as does one
-    from after it. Insert before you wrap the network (DistributedDataParallel, torch.compile), and
-    after what replaces layers (SyncBatchNorm, fusing).
+    from after it.
+
+    Insert before you make the optimizer, and before you wrap the network
+    (DistributedDataParallel, torch.compile). What replaces a layer (SyncBatchNorm, or fusing a
+    convolution with its batch norm) drops its hooks without a word: convert first, and where you
+    will fuse, name the block instead of its batch norm.
 
     Args:
         network: Any module. It is changed in place, or not at all if an error is raised.
@@ -532,6 +540,7 @@ def insert_attention(
     )
 
 
+# %% ../notebooks/10_your_network.ipynb
 def remove_attention(network: nn.Module) -> None:
     """Takes out again what `insert_attention` put into a network.
 

@@ -749,8 +749,8 @@ def insert(attention="se", network=None, **options):
         ),
         (
             ValueError,
-            "layer 'conv': it makes {'out_channels': 8} of 3 channels, and the mechanism "
-            "takes no out_channels; name convolutions that keep the shape",
+            "layer 'conv': it has out_channels=8 for 3 channels, and the mechanism takes no "
+            "out_channels; name convolutions that keep the shape",
             {"attention": "mhsa", "beside": "conv", "after": None},
         ),
         (
