@@ -1,5 +1,7 @@
 """The precision in which sums are taken, shared by all modules. This file is written by hand."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -13,3 +15,13 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     if has_torch_function_unary(x):
         return handle_torch_function(wide_dtype, (x,), x)
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def mean_over(x: Tensor, *dims: int) -> Tensor:
+    """Returns the mean of x over some of its dimensions, like `x.mean(dims)`, but trains faster.
+
+    The gradient of `mean` is written out, as large as x. Here autograd divides the gradient of the
+    few means, and repeats it over x without storing it.
+    """
+    total = x.sum(dims, dtype=wide_dtype(x))
+    return (total / math.prod(x.shape[dim] for dim in dims)).to(x.dtype)
