@@ -1,7 +1,5 @@
 """The precision in which sums are taken, shared by all modules. This file is written by hand."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -23,5 +21,7 @@ def mean_over(x: Tensor, *dims: int) -> Tensor:
     The gradient of `mean` is written out, as large as x. Here autograd divides the gradient of the
     few means, and repeats it over x without storing it.
     """
-    total = x.sum(dims, dtype=wide_dtype(x))
-    return (total / math.prod(x.shape[dim] for dim in dims)).to(x.dtype)
+    count = 1
+    for dim in dims:
+        count *= x.shape[dim]
+    return (x.sum(dims, dtype=wide_dtype(x)) / count).to(x.dtype)
