@@ -21,15 +21,16 @@ from ._checks import (
     check_reduction,
     is_traced,
 )
+from ._precision import mean_over
 
 
 # %% ../notebooks/03_cbam.ipynb
-def _maximum(x: Float[Tensor, "b c h w"], dims: tuple[int, ...]) -> Float[Tensor, "b ..."]:
+def _maximum(x: Float[Tensor, "b c h w"], *dims: int) -> Float[Tensor, "b ..."]:
     """Returns the maximum of x over neighbouring dimensions; of equal values the first counts."""
     if torch.is_grad_enabled():
-        merged = x.flatten(dims[0], dims[-1])  # (b, c, h * w) for dims (2, 3)
-        return merged.max(dims[0], keepdim=True).values  # (b, c, 1), or (b, 1, h, w) for dim 1
-    return x.amax(dims, keepdim=True)  # (b, c, 1, 1) or (b, 1, h, w)
+        merged = x.flatten(dims[0], dims[-1])  # (b, c, h * w) for dims 2 and 3
+        return merged.max(dims[0]).values  # (b, c), or (b, h, w) for dim 1
+    return x.amax(dims)  # (b, c) or (b, h, w)
 
 
 # %% ../notebooks/03_cbam.ipynb
@@ -68,7 +69,7 @@ class ChannelAttention(nn.Module):
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
         """Returns the gate s: one number for each image and channel."""
         check_feature_map(x, channels=self.channels)
-        z = torch.stack([x.mean((2, 3)), _maximum(x, (2, 3)).flatten(1)])  # (2, b, c)
+        z = torch.stack([mean_over(x, 2, 3), _maximum(x, 2, 3)])  # (2, b, c)
         hidden = self.reduce(z).relu()  # (2, b, c / r)
         scores = self.expand(hidden).sum(0)  # (b, c)
         return scores.sigmoid()[:, :, None, None]  # (b, c, 1, 1)
@@ -117,7 +118,8 @@ class SpatialAttention(nn.Module):
         """Returns the gate m: one number for each image and position."""
         check_feature_map(x)
         # With `stack`, torch.compile fails where h and w are unknown (pytorch issue 185510).
-        p = torch.cat([_maximum(x, (1,)), x.mean(1, keepdim=True)], dim=1)  # (b, 2, h, w)
+        both = torch.cat([_maximum(x, 1)[..., None], mean_over(x, 1)[..., None]], 3)  # (b, h, w, 2)
+        p = both.movedim(3, 1)  # (b, 2, h, w); the gradient of K is faster with channels last
         scores = self._normalise(self.conv(p))  # (b, 1, h, w)
         return scores.sigmoid()  # (b, 1, h, w)
 

@@ -7,6 +7,7 @@ __all__ = ["double_normalize", "ExternalAttention", "MultiHeadExternalAttention"
 
 # %% ../notebooks/08_external_attention.ipynb
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -84,14 +85,19 @@ class ExternalAttention(nn.Module):
         """Adds to each position its mixture of the memory's values."""
         alpha = self.attention(x)  # (b, S, h, w)
         check_batch_statistics(self.norm, x, over=(0, 2, 3))
-        mixed = self.output(self.values(alpha))  # (b, c, h, w)
-        return (x + self.norm(mixed)).relu()  # (b, c, h, w)
+        mixed = F.conv2d(alpha, self._memory(alpha))  # (b, c, h, w)
+        return (x + self.norm(mixed)).relu_()  # (b, c, h, w)
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b S h w"]:
         """Returns the weights α: for each row of the memory a map of where it is used."""
         check_feature_map(x, channels=self.channels)
         alpha = double_normalize(self.keys(self.query(x)).flatten(2), 2, 1)  # (b, S, n)
         return torch.unflatten(alpha, 2, x.shape[2:])  # (b, S, h, w)
+
+    def _memory(self, alpha: Float[Tensor, "b S h w"]) -> Float[Tensor, "c S 1 1"]:
+        """Returns W₂ M_v[s] for each row s, so that W₂ need not be applied to each position."""
+        rows = alpha.new_ones(alpha.shape[1]).diag()[None, :, :, None]  # (1, S, S, 1): one for each
+        return self.output(self.values(rows)).movedim(0, 3)  # (c, S, 1, 1)
 
 
 # %% ../notebooks/08_external_attention.ipynb

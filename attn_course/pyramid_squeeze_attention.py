@@ -22,6 +22,8 @@ from ._checks import (
     check_reduction,
     check_whole,
 )
+from ._layout import convolved
+from ._precision import mean_over
 from .squeeze_excitation import SqueezeExcitation
 
 
@@ -99,6 +101,7 @@ class PyramidSqueezeAttention(nn.Module):
             nn.Conv2d(channels, width, k, stride, k // 2, groups=g, bias=False)
             for k, g in zip(kernels, groups, strict=True)
         )
+        self.per_group = [width // g for g in groups]
         self.se = Gate(width, reduction, gate_activation=gate_activation)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h_out w_out"]:
@@ -117,13 +120,16 @@ class PyramidSqueezeAttention(nn.Module):
     def _pyramid(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b S width h_out w_out"]:
         """Returns all scales of x, in the order of the result."""
         check_feature_map(x, channels=self.channels)
-        scales = [conv(x) for conv in self.convs]  # S of (b, out / S, h_out, w_out)
+        scales = [
+            convolved(conv, x, per_group)  # (b, out / S, h_out, w_out)
+            for conv, per_group in zip(self.convs, self.per_group, strict=True)
+        ]
         side_by_side = torch.cat(scales[::-1] if self.reverse else scales, 1)
         return torch.unflatten(side_by_side, 1, (len(scales), -1))  # (b, S, out / S, h_out, w_out)
 
     def _shares(self, pyramid: Float[Tensor, "b S width h w"]) -> Float[Tensor, "b S width 1 1"]:
         """Returns the shares of the scales of a pyramid, in the pyramid's order."""
-        z = pyramid.mean((3, 4))  # (b, S, out / S)
+        z = mean_over(pyramid, 3, 4)  # (b, S, out / S)
         as_batch = z.flatten(0, 1)[:, :, None, None]  # (b · S, out / S, 1, 1)
         gates = self.se(as_batch).view_as(z)  # (b, S, out / S)
         s = gates.softmax(1).type_as(pyramid)  # autocast computes a softmax in float32

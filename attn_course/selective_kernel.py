@@ -16,6 +16,7 @@ from ._checks import (
     check_feature_map,
     check_whole,
 )
+from ._precision import mean_over
 
 
 # %% ../notebooks/02_selective_kernel.ipynb
@@ -112,7 +113,7 @@ class SelectiveKernel(nn.Module):
 
     def fuse(self, u: list[Float[Tensor, "b c h_out w_out"]]) -> Float[Tensor, "b d"]:
         """Returns the hidden layer t, computed from the means of the paths' sum."""
-        z = torch.stack([u_i.mean((2, 3)) for u_i in u]).sum(0)  # (b, c)
+        z = torch.stack([mean_over(u_i, 2, 3) for u_i in u]).sum(0)  # (b, c)
         return self.norm(self.reduce(z)).relu()  # (b, d)
 
     def select(self, t: Float[Tensor, "b d"]) -> Float[Tensor, "b M c 1 1"]:

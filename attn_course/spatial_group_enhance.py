@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._checks import check_divides, check_feature_map, check_positive
-from ._precision import wide_dtype
+from ._precision import mean_over, wide_dtype
 
 
 # %% ../notebooks/04_spatial_group_enhance.ipynb
@@ -77,7 +77,7 @@ class SpatialGroupEnhance(nn.Module):
         length = _root(m.square().sum(2, keepdim=True))  # (b, g, 1)
         direction = (m / length).to(x.dtype)  # (b, g, c / g)
         t = torch.einsum("bgk, bgkhw -> bghw", direction, grouped).to(wide)  # (b, g, h, w)
-        t = t - t.mean((2, 3), keepdim=True)  # (b, g, h, w)
+        t = t - mean_over(t, 2, 3)[..., None, None]  # (b, g, h, w)
         std = _root(t.square().sum((2, 3), keepdim=True)) / degrees**0.5  # (b, g, 1, 1)
         length = length[..., None]  # (b, g, 1, 1)
         return t * (length / (length * std + self.eps))  # (b, g, h, w)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._checks import check_feature_map, check_flag, check_reduction, make_module
+from ._precision import mean_over
 
 
 # %% ../notebooks/01_squeeze_excitation.ipynb
@@ -63,7 +64,7 @@ class SqueezeExcitation(nn.Module):
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
         """Returns the gate s: one number for each image and channel."""
         check_feature_map(x, channels=self.channels)
-        z = x.mean((2, 3))  # (b, c)
+        z = mean_over(x, 2, 3)  # (b, c)
         hidden = self.reduce(z).relu()  # (b, c / r)
         s = self.gate_activation(self.expand(hidden))  # (b, c)
         return s[:, :, None, None]  # (b, c, 1, 1)

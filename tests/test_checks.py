@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attn_course import _checks
-from attn_course._precision import wide_dtype
+from attn_course._precision import mean_over, wide_dtype
 
 MODULES = {  # and their files
     "SqueezeExcitation": "squeeze_excitation",
@@ -242,6 +242,30 @@ def test_the_wide_dtype():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert wide_dtype(torch.ones(1, dtype=dtype)) == torch.float32
     assert wide_dtype(torch.ones(1, dtype=torch.float64)) == torch.float64
+
+
+@pytest.mark.parametrize("dims", [(1,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_mean_is_that_of_torch(dtype, dims):
+    x = (600 * torch.rand(2, 20, 30, 40)).to(dtype).requires_grad_()
+    mean, expected = mean_over(x, *dims), x.mean(dims)
+    torch.testing.assert_close(mean, expected)
+    weights = torch.rand_like(mean)
+    gradients = [torch.autograd.grad((m * weights).sum(), x)[0] for m in (mean, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_mean_of_many_numbers_stays_finite_in_half_precision():
+    x = torch.full((1, 1, 30, 30), 1000.0).half()
+    assert x.sum(dtype=torch.float32).half().isinf()
+    assert mean_over(x, 2, 3) == 1000
+
+
+def test_the_gradient_of_a_mean_is_not_written_out():
+    x, strides = torch.rand(2, 3, 40, 50, requires_grad=True) + 1, []
+    x.register_hook(lambda gradient: strides.append(gradient.stride()))
+    mean_over(x, 2, 3).sum().backward()
+    assert strides[0][2:] == (0, 0)  # one number per channel, repeated
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -216,3 +216,10 @@ def test_heads_share_one_memory_and_know_nothing_of_each_other():
     )
     heads = [alone(head) for head in module.query(x).split(4, dim=2)]
     torch.testing.assert_close(module(x), module.output(torch.cat(heads, 2)))
+
+
+def test_the_last_matrix_meets_each_row_of_the_memory_and_not_each_position():
+    module, shapes = ExternalAttention(8, memory_size=4), []
+    module.output.register_forward_hook(lambda _, args, out: shapes.append(out.shape))
+    module(torch.randn(2, 8, 5, 6))
+    assert shapes == [(1, 8, 4, 1)]

@@ -128,3 +128,23 @@ def test_the_gate_is_called_so_that_its_hooks_run():
     module.se.register_forward_hook(lambda module, _, out: gates.append(out))
     module(torch.rand(2, 64, 5, 6))
     assert [gate.shape for gate in gates] == [(8, 16, 1, 1)]
+
+
+@pytest.mark.parametrize("channels", [16, 64, 256])
+def test_the_result_has_the_layout_of_x(channels):
+    x = torch.rand(2, channels, 5, 6)
+    module = PyramidSqueezeAttention(channels, groups=(1, 2, 4, 4), reduction=4)
+    y, last = module(x), module(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, y)
+
+
+@pytest.mark.parametrize(("training", "strides"), [(True, [30, 1, 1, 1]), (False, [30, 30, 1, 1])])
+def test_narrow_groups_get_their_channels_last_and_no_others(training, strides):
+    module = PyramidSqueezeAttention(64).train(training)  # 16, 4, 2 and 1 channels per group
+    found = []
+    for conv in module.convs:
+        conv.register_forward_hook(lambda _, args, out: found.append(args[0].stride(1)))
+    module(torch.rand(2, 64, 5, 6))
+    assert found == strides
