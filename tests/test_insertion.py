@@ -755,7 +755,7 @@ def insert(attention="se", network=None, **options):
         ),
         (
             ValueError,
-            "example holds no pictures (b, c, h, w); pass",
+            "example holds no pictures (b, c, h, w); pass some, to the part of the network",
             {"example": torch.zeros(3, 8, 8)},
         ),
         (TypeError, "network must be an nn.Module, got 'resnet18'", {"network": "resnet18"}),
