@@ -292,6 +292,10 @@ def test_patches_are_found_behind_a_few_other_tokens(rows, columns, side, first)
         assert _patches(patches + first, size) == (grid, first)
 
 
+def test_patches_are_squares_of_whole_pixels():
+    assert _patches(9 + 7, (42, 42)) == ((1, 1), 7)  # not 4 × 4 patches of 10.5 × 10.5
+
+
 def test_tokens_that_hold_no_patches():
     with pytest.raises(ValueError, match=r"13 tokens hold no grid .* 32 × 48; .*'mhsa'"):
         _patches(13, (32, 48))
