@@ -50,7 +50,7 @@ class Contestant:
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         if entry.compiled:
             self.module = torch.compile(self.module, backend="eager" if rehearsal else "inductor")
-        self.picture = entry.shape[1] == 3  # whose gradient nobody wants
+        self.picture = len(entry.shape) == 4 and entry.shape[1] == 3  # whose gradient nobody wants
         self.inputs = [*self.module.parameters(), *([] if self.picture else [self.x])]
         with torch.no_grad():
             self.gradient = torch.randn_like(self.apply())
@@ -158,14 +158,13 @@ def hold(contest: Contest, options: argparse.Namespace, seconds: float) -> list[
 
 def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     """A part of the file: when, where and with what it was measured, and its rows."""
-    load, start = os.getloadavg()[0], time.monotonic()
+    start = time.monotonic()
     rows: list[dict[str, Any]] = []
     for contest in PARTS[part](options.authors, REHEARSAL if options.rehearse else Scale()):
         print(f"{part}: {contest[0].what} {contest[0].shape}", flush=True)
         rows += hold(contest, options, SECONDS[part])
     minutes = (time.monotonic() - start) / 60
-    about = conditions(options) | {"load": round(load, 2), "minutes": round(minutes, 1)}
-    return about | {"rows": rows}
+    return conditions(options) | {"minutes": round(minutes, 1), "rows": rows}
 
 
 def conditions(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,6 +183,7 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "timm": installed("timm"),
         "torchvision": installed("torchvision"),
+        "load": options.load,
     }
 
 
@@ -225,6 +225,7 @@ def arguments() -> argparse.Namespace:
         parser.error("--rehearse needs --out: its numbers are no results")
     name = "results.json" if options.device == "cpu" else f"results_{options.device}.json"
     options.out = options.out or speed.RESULTS.with_name(name)
+    options.load = round(os.getloadavg()[0], 2)  # before it is our own
     return options
 
 

@@ -106,8 +106,9 @@ def conditions(part: str) -> str:
     about = results()[part]
     threads = "one thread" if about["threads"] == 1 else f"{about['threads']} threads"
     where = f"{threads} of {about['cpu']}" if about["device"] == "cpu" else about["device"]
+    half = ", bfloat16" if about["bfloat16"] else ""
     return (
-        f"{where} ({about['instructions']}), PyTorch {about['torch']}, {about['date']}, "
+        f"{where} ({about['instructions']}{half}), PyTorch {about['torch']}, {about['date']}, "
         f"load at the start {about['load']}"
     )
 
@@ -224,13 +225,18 @@ def page() -> str:
     return f"""# How fast, beside others
 
 Milliseconds, medians of rounds in which all take turns, measured by `benchmarks/measure.py`, which
-also writes this page. Modules: {conditions("modules")}. Networks: {conditions("networks")}. timm
-is {about["timm"]}, torchvision {about["torchvision"]}; *released* is the code of the repositories
-in [tests/golden](../tests/golden/README.md), *textbook* the equation as it stands. The ratios are
-ours divided by the quickest and by the most sparing of the others: below 1 we are quicker, or need
-less. Memory is the most that is allocated at once beyond weights and input. Every number with its
-spread is in [benchmarks/results.json](../benchmarks/results.json). Another machine gives other
-numbers: run the program on yours.
+also writes this page. Memory is the most that is allocated at once beyond weights and input.
+
+- Modules: {conditions("modules")}.
+- Networks: {conditions("networks")}.
+- timm is {about["timm"]}, torchvision {about["torchvision"]}; *released* is the code of the
+  repositories in [tests/golden](../tests/golden/README.md), for SK a transcription of it;
+  *textbook* is the equation as it stands.
+
+The ratios are ours divided by the quickest and by the most sparing of the others: below 1 we are
+quicker, or need less. Every number with its spread is in
+[benchmarks/results.json](../benchmarks/results.json). Another machine gives other numbers: run the
+program on yours.
 
 ## Modules
 
