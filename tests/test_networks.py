@@ -10,6 +10,8 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import cases
@@ -348,6 +350,45 @@ def test_the_addition_is_in_place_where_it_may_be(name, attention):
     overwritten = attention in (None, "se", "cbam", "sge")
     assert (out.data_ptr() == kept[0].data_ptr()) == overwritten
     assert torch.equal(*kept) == (not overwritten)
+
+
+class Peak(TorchDispatchMode):
+    """The largest number of bytes that the tensors made under it take at one time."""
+
+    def __init__(self, but):
+        super().__init__()
+        self.but = {tensor.untyped_storage()._cdata for tensor in but}
+        self.alive, self.bytes = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.but:
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        return out
+
+
+def peak(net, forward, *, training):
+    with torch.set_grad_enabled(training), Peak(but=net.state_dict().values()) as measured:
+        forward(torch.ones(2, 3, 64, 64))
+    return measured.bytes
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("attention", [None, "se"])
+def test_memory_is_timms(timm, attention, training):
+    ours = without_shape_checks("resnet50", attention).train(training)
+    theirs = timm.create_model("seresnet50" if attention else "resnet50").train(training)
+    assert peak(ours, ours, training=training) < 1.005 * peak(theirs, theirs, training=training)
+
+
+def test_out_of_place_takes_more_memory():
+    net = without_shape_checks("resnet50", stem="imagenet")
+    out_of_place = partial(scores_out_of_place, net)
+    assert peak(net, net, training=False) < 0.95 * peak(net, out_of_place, training=False)
 
 
 # What timm's networks can do by these names.
