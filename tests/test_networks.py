@@ -362,7 +362,8 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple) else (out,):
+        outputs = out if isinstance(out, tuple) else (out,)
+        for tensor in (output for output in outputs if isinstance(output, torch.Tensor)):
             storage = tensor.untyped_storage()
             if storage._cdata not in self.but:
                 self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
