@@ -240,7 +240,10 @@ def _size(example: Any) -> tuple[int, int]:
     for argument in _arguments(example):
         if isinstance(argument, Tensor) and argument.ndim == 4:
             return argument.shape[2], argument.shape[3]
-    raise ValueError("example holds no pictures (b, c, h, w); pass those that the network takes")
+    raise ValueError(
+        "example holds no pictures (b, c, h, w); pass some, to the part of the network that takes "
+        "them, such as detector.backbone"
+    )
 
 
 # %% ../notebooks/10_your_network.ipynb

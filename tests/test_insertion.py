@@ -292,6 +292,10 @@ def test_patches_are_found_behind_a_few_other_tokens(rows, columns, side, first)
         assert _patches(patches + first, size) == (grid, first)
 
 
+def test_patches_are_squares_of_whole_pixels():
+    assert _patches(9 + 7, (42, 42)) == ((1, 1), 7)  # not 4 × 4 patches of 10.5 × 10.5
+
+
 def test_tokens_that_hold_no_patches():
     with pytest.raises(ValueError, match=r"13 tokens hold no grid .* 32 × 48; .*'mhsa'"):
         _patches(13, (32, 48))
@@ -755,7 +759,7 @@ def insert(attention="se", network=None, **options):
         ),
         (
             ValueError,
-            "example holds no pictures (b, c, h, w); pass",
+            "example holds no pictures (b, c, h, w); pass some, to the part of the network",
             {"example": torch.zeros(3, 8, 8)},
         ),
         (TypeError, "network must be an nn.Module, got 'resnet18'", {"network": "resnet18"}),
