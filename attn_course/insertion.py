@@ -211,7 +211,6 @@ def _untouched(network: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-# %% ../notebooks/10_your_network.ipynb
 def _dry_run(network: nn.Module, example: Any) -> dict[str, list[_Run]]:
     """Runs the network once and returns what each of its layers did, by name."""
     runs: dict[str, list[_Run]] = {name: [] for name, _ in network.named_modules()}
@@ -332,7 +331,6 @@ def _make(mechanism: Mechanism, options: Mapping[str, Any], width: int, **told: 
     return PositionsAsTokens(made) if for_tokens else made
 
 
-# %% ../notebooks/10_your_network.ipynb
 def _after(
     make: Callable[[int], nn.Module],
     run: _Run,
@@ -370,7 +368,6 @@ def _beside(make: Callable[..., nn.Module], layer: nn.Module, identity: bool) ->
     return Inserted(make(layer.in_channels, **told), beside=True, identity=identity)
 
 
-# %% ../notebooks/10_your_network.ipynb
 def _only(runs: Sequence[_Run]) -> _Run:
     """The one run of a layer."""
     if len(runs) == 1:
@@ -421,7 +418,6 @@ class Insertions(tuple[Insertion, ...]):
         return "\n".join([*lines, f"{len(self)} places, {total:,} parameters"])
 
 
-# %% ../notebooks/10_your_network.ipynb
 def _check_bare(network: Any) -> None:
     """Requires a network that nothing has wrapped."""
     if not isinstance(network, nn.Module):

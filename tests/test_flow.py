@@ -43,6 +43,8 @@ def test_words_fit_and_are_apart():
     for word in ("bn2", "m", "+", "+ shortcut,\nReLU"):
         inside = [box.x0 <= words[word].x0 and words[word].x1 <= box.x1 for box in boxes]
         assert any(inside), f"{word!r} is wider than its box"
+    for label in ("(b, c, h, w)", "out"):
+        assert not any(words[label].overlaps(box) for box in boxes), f"{label!r} is in a box"
 
 
 def test_lines_end_at_the_edge_of_a_step():

@@ -71,8 +71,11 @@ def draw_flow(steps: Mapping[str, Step], arrows: Sequence[Arrow]) -> Figure:
         corner = (start[0], end[1]) if arrow.down_first else (end[0], start[1])
         _draw_line(axes, [start, corner, end], margins(steps[arrow.end]))
         if arrow.label:
-            x, y = (start[0] + end[0]) / 2, corner[1] - 7
-            axes.text(x, y, arrow.label, size=9, color=GREY, ha="center")
+            from_, to = (
+                start[0] + margins(steps[arrow.start])[0],
+                end[0] - margins(steps[arrow.end])[0],
+            )
+            axes.text((from_ + to) / 2, corner[1] - 7, arrow.label, size=9, color=GREY, ha="center")
     for name, step in steps.items():
         _draw_step(axes, step, *places[name])
     return figure
