@@ -604,6 +604,8 @@ def _mechanisms(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The outermost modules of a network that have a method `attention`, and their names."""
     parts: set[nn.Module] = set()
     for name, module in network.named_modules():
-        if module not in parts and callable(getattr(type(module), "attention", None)):
+        if isinstance(module, Inserted):  # a guest is no part of its layer
+            parts.difference_update(module.modules())
+        elif module not in parts and callable(getattr(type(module), "attention", None)):
             yield name, module
             parts.update(module.modules())

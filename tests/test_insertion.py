@@ -844,6 +844,12 @@ def test_maps_in_a_network_of_ours():
     assert {type(gates).__name__ for gates in maps.values()} == {"Gates"}
 
 
+def test_maps_of_what_was_inserted_into_a_mechanism():
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), SqueezeExcitation(16, 4))
+    insert_attention(network, "cbam", after="1", example=torch.randn(2, 3, 12, 16), reduction=2)
+    assert list(attention_maps(network, torch.randn(2, 3, 12, 16))) == ["1", "1.inserted.mechanism"]
+
+
 def test_maps_of_the_arguments_that_a_module_was_called_with():
     class Cross(nn.Module):
         def __init__(self):
