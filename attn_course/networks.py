@@ -279,67 +279,6 @@ class BasicBlock(nn.Module):
 
 
 # %% ../notebooks/09_networks.ipynb
-class BasicBlock(nn.Module):
-    """Two 3 × 3 convolutions and a shortcut, with places for a gate and for another convolution.
-
-    Deep Residual Learning for Image Recognition, arXiv:1512.03385:
-
-        F(x) = BN(conv2(ReLU(BN(conv1(x)))))
-        out = ReLU(gate(F(x)) + shortcut(x))
-
-    Args:
-        channels: Number of channels of x.
-        planes: Number of channels of the result.
-        stride: Stride of the first 3 × 3.
-        gate: Makes the gate from the number of channels. The block's `gate` is what it made, or
-            None.
-        conv: Makes what stands in place of the second 3 × 3, as conv(planes, stride=1).
-
-    Shape:
-        x: (b, channels, h, w). The result is (b, planes, h_out, w_out), with h and w divided by
-        the stride and rounded up.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: A number is less than 1.
-    """
-
-    expansion: ClassVar[int] = 1  # the result has expansion · planes channels
-
-    def __init__(
-        self,
-        channels: int,
-        planes: int,
-        stride: int = 1,
-        *,
-        gate: Callable[..., nn.Module] | None = None,
-        conv: Callable[..., nn.Module] | None = None,
-    ) -> None:
-        super().__init__()
-        check_whole(channels=channels, planes=planes, stride=stride)
-        self.conv1 = _conv(channels, planes, 3, stride)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = (
-            _conv(planes, planes, 3)
-            if conv is None
-            else make_module("conv", conv, planes, stride=1)
-        )
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.gate = None if gate is None else make_module("gate", gate, planes)
-        self.downsample = _downsample(channels, planes, stride)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
-        """Adds the gated result of the convolutions to the shortcut."""
-        shortcut = x if self.downsample is None else self.downsample(x)  # (b, c_out, h_out, w_out)
-        return _gate_and_add(self.residual(x), self.gate, shortcut)  # (b, c_out, h_out, w_out)
-
-    def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
-        """Returns F(x): what the gate sees."""
-        out = self.bn1(self.conv1(x)).relu_()  # (b, c_out, h_out, w_out)
-        return self.bn2(self.conv2(out))  # (b, c_out, h_out, w_out)
-
-
-# %% ../notebooks/09_networks.ipynb
 Stem = Literal["imagenet", "small"]
 
 
