@@ -205,8 +205,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Adds the gated result of the convolutions to the shortcut."""
+        residual = self.residual(x)  # (b, c_out, h_out, w_out)
         shortcut = x if self.downsample is None else self.downsample(x)  # (b, c_out, h_out, w_out)
-        return _gate_and_add(self.residual(x), self.gate, shortcut)  # (b, c_out, h_out, w_out)
+        return _gate_and_add(residual, self.gate, shortcut)  # (b, c_out, h_out, w_out)
 
     def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Returns F(x): what the gate sees."""
@@ -269,8 +270,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Adds the gated result of the convolutions to the shortcut."""
+        residual = self.residual(x)  # (b, c_out, h_out, w_out)
         shortcut = x if self.downsample is None else self.downsample(x)  # (b, c_out, h_out, w_out)
-        return _gate_and_add(self.residual(x), self.gate, shortcut)  # (b, c_out, h_out, w_out)
+        return _gate_and_add(residual, self.gate, shortcut)  # (b, c_out, h_out, w_out)
 
     def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         """Returns F(x): what the gate sees."""
