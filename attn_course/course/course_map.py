@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
+from attn_course.course.drawing import Drawing
 from attn_course.course.palette import GATING, MIXING, SELECTION, shade
 
 WIDTH, HEIGHT = 900, 884
 MARGIN, GAP = 8, 14
 CARD_WIDTH, CARD_HEIGHT = 285, 226
+CHIP_WIDTH = 96
 ROW_HEIGHT = 298
 
 INK, GREY, LINE = "#222222", "#666666", "#888888"
@@ -57,6 +59,42 @@ def course_map(here: str | None = None) -> None:
     """Shows the map of the course, with the mechanism `here` (such as "SE") highlighted."""
     draw_course_map(here)
     plt.show()
+
+
+def where(here: str) -> None:
+    """Shows the course as one line of names, with the mechanism `here` (such as "SE") marked."""
+    draw_where(here)
+    plt.show()
+
+
+def draw_where(here: str) -> Figure:
+    """Draws the line that `where` shows."""
+    names = [mechanism.short for family in FAMILIES for mechanism in family.mechanisms]
+    if here not in names:
+        raise ValueError(
+            f"here is {here!r}: give one of {', '.join(names)}, which have a card in FAMILIES of "
+            "attn_course/course/course_map.py"
+        )
+    drawing, left = Drawing(height=72), MARGIN
+    for family in FAMILIES:
+        drawing.text(left, 20, family.name, 14, family.colour, bold=True)
+        drawing.text(left + 88, 20, family.question, 12, GREY)
+        for mechanism in family.mechanisms:
+            marked = mechanism.short == here
+            box = drawing.step(
+                left,
+                32,
+                f"{mechanism.chapter} {mechanism.short}",
+                family.colour if marked else "#CCCCCC",
+                width=CHIP_WIDTH,
+                height=32,
+                size=13,
+            )
+            if marked:
+                drawing.outline(box)
+            left += CHIP_WIDTH + 8
+        left += 24
+    return drawing.figure
 
 
 def draw_course_map(here: str | None = None) -> Figure:

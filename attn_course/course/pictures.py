@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from attn_course.course.course_map import course_map
+from attn_course.course.course_map import course_map, where
 from attn_course.course.palette import DIFFERENCES, GATES, GATING, MIXING, SELECTION
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "show_attention",
     "show_images",
     "use_style",
+    "where",
 ]
 
 Photograph = Float[Tensor, "3 _ _"]
