@@ -74,7 +74,7 @@ def test_words_are_counted_as_they_are_written():
     text = (
         "## Two words\n\nA [link here](far/away.md) — and $x + y$.\n\n| a | b |\n|---|---|\n| 1 | |"
     )
-    assert reading(new_markdown_cell(text)).words == 2 + 6 + 3  # the formula has two
+    assert reading(new_markdown_cell(text)).words == 3 + 8 + 10  # as they stand between spaces
 
 
 def test_a_diagram_is_a_figure_and_no_words():

@@ -17,8 +17,18 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from attn_course.course.anatomy import FOLD, read_parts, source_hidden, title, titles
+from attn_course.course.anatomy import (
+    FOLD,
+    names_used,
+    python,
+    read_parts,
+    source_hidden,
+    title,
+    titles,
+)
 from attn_course.course.chapter import create_chapter
+from attn_course.course.export import top_level_names
+from attn_course.course.outputs import pictures
 from conftest import WINDOWS
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +61,7 @@ LOOK_AT_CELLS = r"""
       prose: prose.textContent,
       badMath: all("mjx-assistive-mml :is(merror, mtext[mathcolor=red])").map(n => n.textContent),
       diagrams: all(".jp-RenderedMermaid img").filter(img => img.naturalWidth).length,
-      figures: all("[data-mime-type='image/png'] img").filter(img => img.naturalWidth).length,
+      figures: all("[data-mime-type^='image/'] img").filter(img => img.naturalWidth).length,
       broken: all(".jp-MarkdownOutput img").some(img => img.complete && !img.naturalWidth),
       complaints: all("[data-mime-type='application/vnd.jupyter.stderr']").length,
       tooWide: [100, 99, 98, 97, 96, 95].some(tooWide),  // a formula may hit the edge at one only
@@ -112,7 +122,7 @@ def look(reading):
 def cell_faults(cell, seen):
     markdown = cell.source if cell.cell_type == "markdown" else ""
     diagrams = markdown.count("```mermaid")
-    figures = sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    figures = len(pictures(cell))
     if raw := raw_latex(seen["prose"]):
         yield f"raw LaTeX {raw!r}"
     for source in seen["badMath"]:
@@ -209,6 +219,60 @@ def choose(page, menu, item):
     page.click(f".lm-Menu-itemLabel:text-is('{item}')")
 
 
+def with_a_slider():
+    """The chapters with something to move, and the cell where that is."""
+    for notebook in sorted(ROOT.glob("notebooks/*.ipynb")):
+        cells = [cell for cell in read_parts(notebook).spine if cell.cell_type == "code"]
+        for number, cell in enumerate(cells):
+            if "slide" in names_used(python(cell)):
+                yield pytest.param(cells[: number + 1], id=notebook.stem)
+
+
+def what_the_last_needs(cells):
+    """The last of some code cells, and those above it that define what it uses."""
+    needed, names = [], set()
+    for cell in reversed(cells):
+        if not needed or names & set(top_level_names(python(cell))):
+            needed.append(new_code_cell(cell.source))
+            names |= names_used(python(cell))
+    return needed[::-1]
+
+
+def test_chapters_have_something_to_move():
+    assert len({parameter.id for parameter in with_a_slider()}) >= 5
+
+
+@pytest.mark.parametrize("cells", with_a_slider())
+def test_a_slider_draws_its_figure_anew(read, course_copy, cells):
+    page = open_new(read, course_copy, "slider.ipynb", what_the_last_needs(cells)).page
+    choose(page, "Run", "Run All Cells")
+    page.wait_for_selector(".noUi-handle", timeout=60_000)
+    figures = page.locator(".jp-CodeCell").last.locator("[data-mime-type='image/png'] img")
+    before = figures.evaluate_all("images => images.map(image => image.src)")
+    page.locator(".noUi-handle").first.press("ArrowRight")
+
+    def moved():
+        return figures.evaluate_all("images => images.map(image => image.src)") != before
+
+    if not wait_until(moved, seconds=5):  # it stood at its right end
+        page.locator(".noUi-handle").first.press("ArrowLeft")
+    assert wait_until(moved, seconds=20)
+    assert figures.count() == len(before) == 1
+
+
+def open_new(read, course_copy, name, cells):
+    """A notebook of these cells, open in the browser, and its kernel at rest."""
+    python3 = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(
+        new_notebook(cells=cells, metadata={"kernelspec": python3}),
+        course_copy / "notebooks" / name,
+    )
+    reading = read(name)
+    reading.page.wait_for_selector(".jp-Toolbar-kernelName:has-text('Python 3')", timeout=60_000)
+    reading.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    return reading
+
+
 def ran(kind, **output):
     return new_code_cell("pass", outputs=[new_output(kind, **output)])
 
@@ -268,13 +332,9 @@ BESIDE_CELLS = [
 
 def test_every_stumble_is_noticed(read, course_copy):
     cells = [*(cell for _, cell in CELLS), new_markdown_cell("## Lost\n## $y$")]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(
-        new_notebook(cells=cells, metadata=kernel), course_copy / "notebooks/faulty.ipynb"
-    )
     in_cells = [f"cell {number}: {fault}" for number, (fault, _) in enumerate(CELLS) if fault]
     expected = sorted(f"faulty.ipynb, {fault}" for fault in in_cells + BESIDE_CELLS)
-    reading = read("faulty.ipynb")
+    reading = open_new(read, course_copy, "faulty.ipynb", cells)
     reading.page.evaluate("setTimeout(() => { throw Error('bang') })")
     reading.page.evaluate("new Image().src = 'http://example.com/'")
     reading.page.locator(".jp-tocItem-content >> text=Lost").evaluate("node => node.append('!')")

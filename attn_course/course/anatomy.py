@@ -5,8 +5,8 @@ workshop is all that follows the exercises, for those who check, port or extend:
 folds its headings away. `python -m attn_course.course.anatomy` prints what each chapter asks of its
 reader, not counting exercises and workshop:
 
-- words: whatever stands between spaces in Markdown and has a letter or a digit in it, so that
-  tables and formulas count as they are written. A diagram's source does not.
+- words: whatever stands between spaces in Markdown, so that tables and formulas count as they are
+  written. A diagram's source does not.
 - lines of code: those that are not empty. None of a cell whose source is folded away, and none of
   a docstring: its words are read as words are.
 - figures: pictures that a cell has drawn, and diagrams.
@@ -29,6 +29,7 @@ from nbformat import NotebookNode
 
 from attn_course.course.drift import Drift, is_chapter
 from attn_course.course.export import top_level_names
+from attn_course.course.outputs import pictures
 from attn_course.course.provenance import FOLD, without_magics
 
 # Where these sections stand if a chapter has them. Only the summary and the export are demanded.
@@ -125,10 +126,10 @@ def measure(cells: Sequence[NotebookNode]) -> Reading:
     return Reading(
         cells=len(cells),
         code_cells=len(code),
-        words=sum(map(count_words, map(without_fences, markdown))),
-        docstring_words=sum(map(count_words, documented)),
+        words=sum(len(without_fences(text).split()) for text in markdown),
+        docstring_words=sum(len(text.split()) for text in documented),
         code_lines=sum(map(count_lines, shown)) - sum(map(count_lines, documented)),
-        figures=sum(map(count_pictures, code)) + sum(map(count_diagrams, markdown)),
+        figures=sum(len(pictures(cell)) for cell in code) + sum(map(count_diagrams, markdown)),
     )
 
 
@@ -142,11 +143,6 @@ def without_fences(markdown: str) -> str:
     return re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
 
 
-def count_words(text: str) -> int:
-    """How many words a text has."""
-    return sum(bool(re.search(r"[^\W_]", word)) for word in text.split())
-
-
 def count_lines(text: str) -> int:
     """How many lines are not empty."""
     return sum(bool(line.strip()) for line in text.splitlines())
@@ -157,11 +153,6 @@ def docstrings(source: str) -> list[str]:
     documented = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
     return [text for node in nodes if (text := ast.get_docstring(node))]
-
-
-def count_pictures(cell: NotebookNode) -> int:
-    """How many pictures a code cell stores."""
-    return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 def count_diagrams(markdown: str) -> int:

@@ -10,18 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from base64 import b64decode
 from collections.abc import Sequence
 from copy import deepcopy
-from io import BytesIO
 from pathlib import Path
 
 import jupytext
-import numpy as np
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from PIL import Image
 
 from attn_course.course import provenance
 from attn_course.course.anatomy import fold
@@ -33,9 +29,8 @@ from attn_course.course.export import (
     write_if_changed,
     write_modules,
 )
+from attn_course.course.outputs import keep_little, look_alike
 from attn_course.course.twins import TwinsDisagree, as_notebook, as_twin, read_both, twin_of
-
-INVISIBLE = 1e-4  # share of a picture's pixels that may differ from one run to the next
 
 
 class BuildError(RuntimeError):
@@ -83,6 +78,8 @@ def build_chapter(notebook: Path, always: bool) -> None:
             start = time.monotonic()
             stored = deepcopy(content)
             run(content, notebook, draft)
+            for cell in code_cells(content) + code_cells(stored):
+                keep_little(cell)
             keep_settled(content, stored)
             print(f"{notebook.stem}: {time.monotonic() - start:.0f} s", flush=True)
         if provenance.fingerprints(read_formatted(notebook)) != read:
@@ -184,35 +181,6 @@ def keep_settled(content: NotebookNode, stored: NotebookNode) -> None:
 def code_cells(content: NotebookNode) -> list[NotebookNode]:
     """The code cells of a notebook, in order."""
     return [cell for cell in content.cells if cell.cell_type == "code"]
-
-
-def look_alike(old: NotebookNode, new: NotebookNode) -> bool:
-    """Do two cells show the same, apart from specks in their pictures?"""
-    return without_pictures(old) == without_pictures(new) and all(
-        map(same_picture, pictures(old), pictures(new))
-    )
-
-
-def pictures(cell: NotebookNode) -> list[str]:
-    """The pictures that a cell stores, in base64."""
-    data = (output.get("data", {}) for output in cell.outputs)
-    return [bundle["image/png"] for bundle in data if "image/png" in bundle]
-
-
-def without_pictures(cell: NotebookNode) -> list[NotebookNode]:
-    """The outputs of a cell, each picture without its content and each count left out."""
-    outputs = deepcopy(cell.outputs)
-    for output in outputs:
-        output.pop("execution_count", None)
-        if "image/png" in output.get("data", {}):
-            output.data["image/png"] = ""
-    return list(outputs)
-
-
-def same_picture(old: str, new: str) -> bool:
-    """Are two pictures the same, apart from specks?"""
-    one, other = (np.asarray(Image.open(BytesIO(b64decode(text)))) for text in (old, new))
-    return one.shape == other.shape and bool((one != other).any(axis=-1).mean() <= INVISIBLE)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 from IPython.display import display
-from ipywidgets import VBox, Widget
+from ipywidgets import Layout, VBox, Widget
 from matplotlib.figure import Figure
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+from attn_course.course.outputs import WIDGET
 
 
 def slide(draw: Callable[..., Figure], **sliders: Widget) -> None:
@@ -27,9 +27,11 @@ def slide(draw: Callable[..., Figure], **sliders: Widget) -> None:
         plt.close(figure)  # or it would be shown once more at the end of the cell
         return figure
 
-    shown = display(redraw(), display_id=True)
+    shown = display(redraw(), display_id=True)  # type: ignore[no-untyped-call]
     for name, slider in sliders.items():
         slider.description = slider.description or name
+        slider.layout = Layout(width="90%")
         slider.observe(lambda _: shown.update(redraw()), names="value")
     box = VBox(list(sliders.values()))
-    display({WIDGET: {"version_major": 2, "version_minor": 0, "model_id": box.model_id}}, raw=True)
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({WIDGET: view}, raw=True)  # type: ignore[no-untyped-call]

@@ -54,8 +54,8 @@ def train(
         watch: Is called with the network after each step.
     """
     parts = list(groups or [{"params": list(network.parameters())}])
-    optimiser = torch.optim.AdamW(parts)
     rates = [part.get("lr", rate) for part in parts]
+    optimiser = torch.optim.AdamW(parts)  # which writes its own lr into the parts
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     network.train()
@@ -63,7 +63,7 @@ def train(
         images, labels = draw(generator)
         loss = F.cross_entropy(network(images), labels)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         watch(network)
@@ -78,6 +78,8 @@ def accuracy(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[Ten
 
 class Constant(nn.Module):
     """A gate that does not look: it weights every image alike."""
+
+    gate: Tensor
 
     def __init__(self, gate: Float[Tensor, "1 ..."]) -> None:
         super().__init__()
@@ -101,8 +103,8 @@ def frozen(network: nn.Module, gates: type[nn.Module], images: Float[Tensor, "n 
     """
     means: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+    def keep(name: str) -> Callable[[Any, tuple[Tensor], Tensor], None]:
+        def hook(module: Any, inputs: tuple[Tensor], _: Tensor) -> None:
             means[name] = module.attention(*inputs).mean(0, keepdim=True)
 
         return hook
