@@ -42,7 +42,7 @@ copy:
 notebooks: $(READY)
 	$(BIN)/python -m attn_course.course.build $(if $(filter command%,$(origin NAME)),$(NAME))
 	$(BIN)/python -c "from attn_course.course import course_map, pictures; pictures.use_style(); \
-	  course_map.draw_course_map().savefig('docs/course_map.png')"
+	  course_map.draw_course_map().figure.savefig('docs/course_map.png')"
 
 MODULE_TESTS = $(wildcard tests/test_contract.py tests/test_uses.py tests/test_compilers.py \
   $(patsubst attn_course/%.py,tests/test_%.py,$(wildcard attn_course/*.py)))

@@ -1,14 +1,14 @@
 """The pictures: what they refuse, and that no words of the course's map touch."""
 
-from itertools import combinations
+from functools import partial
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from matplotlib.patches import FancyBboxPatch
 
 from attn_course.course import pictures
-from attn_course.course.course_map import FAMILIES, draw_course_map
+from attn_course.course.course_map import FAMILIES, draw_course_map, draw_where
+from test_drawing import assert_words_have_room
 
 MECHANISMS = [mechanism.short for family in FAMILIES for mechanism in family.mechanisms]
 
@@ -28,28 +28,21 @@ def test_map_shows_the_eight_mechanisms():
     assert sorted(MECHANISMS) == ["CBAM", "DA", "EA", "EPSA", "MHSA", "SE", "SGE", "SK"]
 
 
-def test_words_of_the_map_are_apart_and_inside():
-    figure = draw_course_map()
-    figure.canvas.draw()
-    boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
-    for (one, box), (other, other_box) in combinations(boxes.items(), 2):
-        assert not box.overlaps(other_box), f"{one.get_text()!r} touches {other.get_text()!r}"
-    for text, box in boxes.items():
-        inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
-        assert inside, f"{text.get_text()!r} leaves the page"
+@pytest.mark.parametrize("draw", [draw_course_map, *(partial(draw_where, m) for m in MECHANISMS)])
+def test_words_of_the_map_are_apart_and_inside(draw):
+    assert_words_have_room(draw().figure)
 
 
 @pytest.mark.parametrize("here", MECHANISMS)
-def test_map_highlights_one_card(here: str):
-    axes = draw_course_map(here).axes[0]
-    cards = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
-    outlines = {name: card.get_linewidth() for name, card in zip(MECHANISMS, cards, strict=True)}
-    assert [name for name in MECHANISMS if outlines[name] > min(outlines.values())] == [here]
+def test_one_name_is_marked(here: str):
+    words = draw_where(here).axes.texts
+    bold = [text.get_text().split()[-1] for text in words if text.get_weight() == "bold"]
+    assert [name for name in bold if name in MECHANISMS] == [here]
 
 
 def test_map_names_what_here_may_be():
     with pytest.raises(ValueError, match="here is 'ECA': give one of SE, CBAM"):
-        pictures.course_map("ECA")
+        pictures.where("ECA")
 
 
 def test_maps_share_a_scale_centred_on_zero_for_differences():

@@ -407,7 +407,7 @@ def test_an_edit_renews_what_comes_after_it_and_reaches_the_module(
     build.build(project)
     assert not ran(capsys)  # a sentence is no code
     assert "It opens the module." in module.read_text()
-    replace(twin, "pictures.course_map()", "assert True")
+    replace(twin, "pictures.where()", "assert True")
     replace(twin, "return x * self", "return 1 * x * self")
     build.build(project)
     assert ran(capsys)
@@ -458,7 +458,7 @@ def test_a_name_that_is_no_chapter_is_refused(project):
 
 
 def test_a_cell_that_fails_leaves_everything_as_it_was(project, twin):
-    replace(twin, "pictures.course_map()", "raise RuntimeError('on purpose')")
+    replace(twin, "pictures.where()", "raise RuntimeError('on purpose')")
     before = files(project)
     with pytest.raises(BuildError, match=r"on purpose(.|\n)*some_mechanism.ipynb stays as it was"):
         build.build(project)
@@ -492,7 +492,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_at_once(project, monkeypatc
 def test_a_terminated_build_stops_its_kernel_and_writes_nothing(project, twin):
     pid = project.parent / "pid"
     cell = f"import os, time\n\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
-    replace(twin, "pictures.course_map()", cell)
+    replace(twin, "pictures.where()", cell)
     before = files(project)
     process = subprocess.Popen([sys.executable, "-m", build.__name__], cwd=project)
     wait_until(lambda: pid.exists() and pid.read_text())

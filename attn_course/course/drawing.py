@@ -4,7 +4,7 @@ One unit of a drawing is one pixel of a 900 pixel wide notebook cell; y grows do
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,6 +22,7 @@ INK, GREY, LINE = "#222222", "#666666", "#888888"
 
 Number = float | int  # beartype takes no int for a float
 Point = tuple[Number, Number]
+Colour = str | tuple[float, float, float]
 Values = Float[Tensor, "rows columns"]
 
 
@@ -60,9 +61,9 @@ class Drawing:
         text: str,
         size: Number = 13,
         colour: str = INK,
-        align: str = "left",
+        align: Literal["left", "center", "right"] = "left",
         bold: bool = False,
-    ) -> Self:
+    ) -> "Drawing":
         """Words whose baseline starts at (x, y), or is centred or ends there; size in pixels."""
         weight = "bold" if bold else "normal"
         size *= 72 / PIXELS_PER_INCH
@@ -185,26 +186,16 @@ class Drawing:
         size: Number = 14,
     ) -> Box:
         """An operation: words in a rounded box."""
-        self.axes.add_patch(
-            FancyBboxPatch(
-                (left, top),
-                width,
-                height,
-                boxstyle=f"round,pad=0,rounding_size={15 if width == height == 30 else 8}",
-                facecolor=shade(colour, 0.12),
-                edgecolor=colour,
-                linewidth=1.4,
-                zorder=2,
-            )
-        )
-        self._centred(left + width / 2, top + height / 2, text, size, INK)
-        return Box(left, top, left + width, top + height)
+        box = Box(left, top, left + width, top + height)
+        self.frame(box, shade(colour, 0.12), colour, rounding=15 if width == height == 30 else 8)
+        self._centred(*box.middle, text, size, INK)
+        return box
 
     def sign(self, x: Number, y: Number, text: str, colour: str = LINE) -> Box:
         """A sign, "×" say, in a circle around (x, y)."""
         return self.step(x - 15, y - 15, text, colour, width=30, height=30, size=16)
 
-    def arrow(self, start: Box, end: Box, label: str = "") -> Self:
+    def arrow(self, start: Box, end: Box, label: str = "") -> "Drawing":
         """From one part to another: straight where they face each other, else with a corner.
 
         The label stands above the middle of the arrow, or right of it where the arrow runs down.
@@ -224,12 +215,14 @@ class Drawing:
             points += [(u, facing(end.top, end.bottom, y))]
         return self.line(points, label)
 
-    def line(self, points: Sequence[Point], label: str = "", head: bool = True) -> Self:
+    def line(
+        self, points: Sequence[Point], label: str = "", *, head: bool = True, colour: str = LINE
+    ) -> "Drawing":
         """A line with corners and, at its end, a head."""
-        self.axes.plot(*zip(*points, strict=True), color=LINE, linewidth=1.6, zorder=1)
+        self.axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, zorder=0.5)
         (x, y), (u, v) = points[-2:]
         if head:
-            arrow = {"arrowstyle": "-|>", "color": LINE, "shrinkA": 0, "shrinkB": 0}
+            arrow = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
             from_ = (u - 12 * direction(u - x), v - 12 * direction(v - y))
             self.axes.annotate("", (u, v), from_, arrowprops=arrow)
         (x, y), (u, v) = points[:2]
@@ -239,7 +232,9 @@ class Drawing:
             self.text(x + 8, (y + v) / 2 + 4, label, 12, GREY)
         return self
 
-    def grid(self, corner: Point, values: Values, colour: str, across: Point, down: Point) -> Self:
+    def grid(
+        self, corner: Point, values: Values, colour: str, across: Point, down: Point
+    ) -> "Drawing":
         """A table of cells, tinted from 0 to 1; `across` and `down` are the sides of a cell.
 
         A NaN is drawn as an empty cell.
@@ -260,7 +255,7 @@ class Drawing:
         )
         return self
 
-    def bars(self, x: Number, foot: Number, heights: Float[Tensor, "c"], colour: str) -> Self:
+    def bars(self, x: Number, foot: Number, heights: Float[Tensor, "c"], colour: str) -> "Drawing":
         """A gate between 0 and 1 for each channel, as bars."""
         for index, height in enumerate(heights.tolist()):
             self._rectangle(x + 14 * index, foot, 10, -58 * height, shade(colour, height))
@@ -272,8 +267,8 @@ class Drawing:
         x: Number,
         y: Number,
         shares: Float[Tensor, "c paths"],
-        colours: Sequence[tuple[float, float, float]],
-    ) -> Self:
+        colours: Sequence[Colour],
+    ) -> "Drawing":
         """For each channel a bar of full height, divided among the paths."""
         for index, parts in enumerate(shares.tolist()):
             top = y
@@ -282,7 +277,7 @@ class Drawing:
                 top += 55 * part
         return self
 
-    def link(self, start: Point, end: Point, weight: Number) -> Self:
+    def link(self, start: Point, end: Point, weight: Number) -> "Drawing":
         """A bow from who asks to who answers, the thicker the larger the weight."""
         self.axes.add_patch(
             FancyArrowPatch(
@@ -297,7 +292,21 @@ class Drawing:
         )
         return self
 
-    def outline(self, box: Box) -> Self:
+    def frame(
+        self, box: Box, ground: Colour, edge: Colour = LINE, *, rounding: Number = 8
+    ) -> "Drawing":
+        """A rounded box, filled."""
+        left, top, right, bottom = box
+        corner, size = (left, top), (right - left, bottom - top)
+        style = f"round,pad=0,rounding_size={rounding}"
+        self.axes.add_patch(
+            FancyBboxPatch(
+                corner, *size, boxstyle=style, facecolor=ground, edgecolor=edge, linewidth=1.4
+            )
+        )
+        return self
+
+    def outline(self, box: Box) -> "Drawing":
         """A frame around a part of the drawing."""
         left, top, right, bottom = box
         corner, size = (left, top), (right - left, bottom - top)
@@ -312,7 +321,7 @@ class Drawing:
         y: Number,
         width: Number,
         height: Number,
-        colour: tuple[float, float, float],
+        colour: Colour,
     ) -> None:
         rectangle = Rectangle((x, y), width, height, facecolor=colour)
         rectangle.set(edgecolor=LINE, linewidth=0.6)
