@@ -109,8 +109,7 @@ def read_formatted(notebook: Path) -> NotebookNode:
     formatted = jupytext.reads(done.stdout, fmt="ipynb").cells
     for cell, other in zip(content.cells, formatted, strict=True):
         cell.source = other.source
-    if is_chapter(notebook):
-        fold(content)
+    fold(content)
     return content
 
 
