@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, "b"]]
 
@@ -38,11 +39,12 @@ def train(
     seed: int,
     rate: float = 1e-2,
     groups: Iterable[dict[str, Any]] | None = None,
+    optimiser: Callable[..., Optimizer] = AdamW,
     watch: Callable[[nn.Module], object] = lambda network: None,
 ) -> nn.Module:
     """Trains a network to classify, and returns it in evaluation mode.
 
-    AdamW, cross-entropy, and a learning rate that rises to `rate` and falls to zero (one cycle).
+    The loss is the cross-entropy; the learning rate rises to `rate` and falls to zero (one cycle).
 
     Args:
         network: What is trained, in place.
@@ -50,21 +52,22 @@ def train(
         steps: How many batches are drawn.
         seed: Of the generator: networks with the same seed see the same batches.
         rate: The highest learning rate.
-        groups: Parameter groups, as AdamW takes them, where some parameters learn differently.
+        groups: Parameter groups, as PyTorch has them, where some parameters learn differently.
+        optimiser: Is made with the groups: another than AdamW.
         watch: Is called with the network after each step.
     """
     parts = list(groups or [{"params": list(network.parameters())}])
     rates = [part.get("lr", rate) for part in parts]
-    optimiser = torch.optim.AdamW(parts)  # which writes its own lr into the parts
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps)
+    descent = optimiser(parts)  # which writes a learning rate of its own into the parts
+    schedule = torch.optim.lr_scheduler.OneCycleLR(descent, rates, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     network.train()
     for _ in range(steps):
         images, labels = draw(generator)
         loss = F.cross_entropy(network(images), labels)
-        optimiser.zero_grad()
+        descent.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        descent.step()
         schedule.step()
         watch(network)
     return network.eval()
