@@ -100,6 +100,19 @@ def pytest_sessionfinish(session, exitstatus):
     session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist all runs in one process
+def pytest_xdist_make_scheduler(config, log):
+    """The cells of a notebook run in one process, in order; all else wherever there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByNotebook(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(".ipynb") else nodeid
+
+    return ByNotebook(config, log)
+
+
 @dataclass
 class Reading:
     """A notebook open in the browser, and what the browser complained of meanwhile."""
