@@ -62,6 +62,18 @@ def test_every_chapter_is_in_the_table():
     assert "minutes" in lines[0]
 
 
+def minutes_of(name):
+    """What the card of a chapter says."""
+    (notebook,) = (path for path in NOTEBOOKS if path.stem.startswith(name))
+    return anatomy.counts(anatomy.read_parts(notebook))["minutes"]
+
+
+def test_the_evening_is_as_long_as_00_says():
+    text = (ROOT / "notebooks/text/00_start_here.md").read_text()
+    assert "about two and a half hours" in text
+    assert 135 <= sum(minutes_of(name) for name in ("00", "01", "03", "06")) <= 165
+
+
 # -- What counts --------------------------------------------------------------------------------
 
 
