@@ -54,8 +54,8 @@ def train(
         watch: Is called with the network after each step.
     """
     parts = list(groups or [{"params": list(network.parameters())}])
-    optimiser = torch.optim.AdamW(parts)
     rates = [part.get("lr", rate) for part in parts]
+    optimiser = torch.optim.AdamW(parts)  # which writes its own lr into the parts
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     network.train()
