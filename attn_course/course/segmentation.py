@@ -15,16 +15,16 @@ from attn_course.course import data
 
 SIDE = 256  # of the images that the network takes
 
-# (channels in, inside, out, kernel, stride, hidden units of the gate or 0, activation)
+# (channels in, inside, out, kernel, stride, hidden units of the gate or 0)
 BLOCKS = [
-    (16, 16, 16, 3, 2, 8, F.relu),
-    (16, 72, 24, 3, 2, 0, F.relu),
-    (24, 88, 24, 3, 1, 0, F.relu),
-    (24, 96, 32, 5, 2, 24, F.hardswish),
-    (32, 128, 32, 5, 1, 32, F.hardswish),
-    (32, 128, 32, 5, 1, 32, F.hardswish),
-    (32, 96, 32, 5, 1, 24, F.hardswish),
-    (32, 96, 32, 5, 1, 24, F.hardswish),
+    (16, 16, 16, 3, 2, 8),
+    (16, 72, 24, 3, 2, 0),
+    (24, 88, 24, 3, 1, 0),
+    (24, 96, 32, 5, 2, 24),
+    (32, 128, 32, 5, 1, 32),
+    (32, 128, 32, 5, 1, 32),
+    (32, 96, 32, 5, 1, 24),
+    (32, 96, 32, 5, 1, 24),
 ]
 
 # Where its gates are, in the order of the computation.
@@ -70,6 +70,16 @@ class Block(nn.Module):
         self.depthwise = SamePadding(inside, inside, kernel, stride, groups=inside)
         self.gate = SqueezeExcitation(inside, inside // hidden) if hidden else None
         self.narrow = nn.Conv2d(inside, out, 1)
+        self.activation = F.hardswish if kernel == 5 else F.relu
+        self.adds = stride == 1 and channels == out
+
+    def forward(self, x: Float[Tensor, "b c h w"], gates: Gates) -> Float[Tensor, "b d _ _"]:
+        """The block's result."""
+        inside = self.activation(self.depthwise(self.activation(self.widen(x))))
+        if self.gate is not None:
+            inside = gates.apply(inside, self.gate.attention(inside))
+        out = self.narrow(inside)
+        return x + out if self.adds else out
 
 
 class Level(nn.Module):
@@ -82,6 +92,15 @@ class Level(nn.Module):
         self.mix = nn.Conv2d(channels, channels, 1)
         self.depthwise = SamePadding(channels, channels, 3, groups=channels)
 
+    def forward(
+        self, x: Float[Tensor, "b d _ _"], kept: Float[Tensor, "b c h w"], gates: Gates
+    ) -> Float[Tensor, "b c h w"]:
+        """What is below, x, enlarged and joined with the map that was kept."""
+        x = self.fit(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+        x = x + gates.apply(kept, self.gate.attention(kept + x))
+        x = self.mix(x).relu()
+        return x + self.depthwise(x).relu()
+
 
 class SelfieSegmentation(nn.Module):
     """The network: an image goes in, for each pixel the probability of a person comes out."""
@@ -89,7 +108,7 @@ class SelfieSegmentation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = SamePadding(3, 16, 3, stride=2)
-        self.encoder = nn.ModuleList(Block(*options) for *options, _ in BLOCKS)
+        self.encoder = nn.ModuleList(Block(*options) for options in BLOCKS)
         self.head = nn.Conv2d(32, 128, 1)
         self.head_gate = nn.Conv2d(32, 128, 1)  # one layer on the means, and no SE block
         self.decoder = nn.ModuleList([Level(128, 24), Level(24, 16), Level(16, 16)])
@@ -114,22 +133,13 @@ class SelfieSegmentation(nn.Module):
         gates = Gates(constants)
         x = F.hardswish(self.first(images))
         maps = [x]  # what the decoder takes from the encoder
-        for block, (*_, stride, _, activation) in zip(self.encoder, BLOCKS, strict=True):
-            inside = activation(block.depthwise(activation(block.widen(x))))
-            if block.gate is not None:
-                inside = gates.apply(inside, block.gate.attention(inside))
-            out = block.narrow(inside)
-            x = out + x if out.shape == x.shape and stride == 1 else out
+        for block in self.encoder:
+            x = block(x, gates)
             maps.append(x)
-
         decision = self.head_gate(x.mean((2, 3), keepdim=True)).sigmoid()
         x = gates.apply(self.head(x).relu(), decision)
         for level, kept in zip(self.decoder, (maps[3], maps[1], maps[0]), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = level.fit(x)
-            x = x + gates.apply(kept, level.gate.attention(kept + x))
-            x = level.mix(x).relu()
-            x = x + level.depthwise(x).relu()
+            x = level(x, kept, gates)
         return self.last(x).sigmoid(), gates.used
 
 
