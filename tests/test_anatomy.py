@@ -19,7 +19,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Chapters that have yet to be written anew, as a spine and a workshop. No new chapter comes here.
 TO_FOLLOW = [
     "00_start_here",
-    "01_squeeze_excitation",
     "02_selective_kernel",
     "03_cbam",
     "04_spatial_group_enhance",

@@ -1,7 +1,7 @@
 """A network in use with ten gates: MediaPipe's selfie segmentation, which finds people in images.
 
-Phones and browsers run it on the frames of video calls. Its weights are in
-``data/selfie_segmentation.npz``; ``data/README.md`` says whose they are.
+It was made for phones and browsers, to part a person from the background of a video call. Its
+weights are in ``data/selfie_segmentation.npz``; ``data/README.md`` says whose they are.
 """
 
 from collections.abc import Mapping
