@@ -3,10 +3,10 @@
 Two commands first:
 
     sudo apt-get install dataset-fashion-mnist
-    pip download --no-deps --dest sources scikit-image==0.26.0 rapidocr==3.10.0
+    pip download --no-deps --dest sources scikit-image==0.26.0 rapidocr==3.10.0 mediapipe==0.10.21
 
-then ``python data/build.py sources``. It needs numpy, Pillow, onnx and onnxruntime, and writes
-beside itself.
+then ``python data/build.py sources``. It needs numpy, Pillow, onnx, onnxruntime and
+ai-edge-litert==2.3.0, and writes beside itself. mediapipe's wheel is that of Python 3.11.
 """
 
 import argparse
@@ -23,36 +23,12 @@ from PIL import Image
 DATA = Path(__file__).parent
 SCIKIT_IMAGE = "scikit_image-0.26.0-*.whl"
 RAPIDOCR = "rapidocr-3.10.0-*.whl"
+MEDIAPIPE = "mediapipe-0.10.21-*.whl"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 
 PHOTOGRAPHS = {"cat": "chelsea.png", "coffee": "coffee.png", "astronaut": "astronaut.png"}
 
-# Groups of words on scikit-image's `page`: (left, top, right, bottom) in pixels. Each is at least
-# four times as wide as high: it fills the classifier's 48 × 192 input and needs no padding.
-TEXT_LINES = {
-    "Region-based": (3, 10, 146, 34),
-    "segmentation": (147, 10, 296, 34),
-    "Let us first": (3, 47, 84, 64),
-    "determine markers": (87, 48, 225, 66),
-    "of the coins and the": (228, 48, 379, 66),
-    "background.": (3, 65, 84, 83),
-    "These markers": (86, 67, 189, 84),
-    "are pixels that": (191, 67, 294, 85),
-    "we can label": (295, 65, 379, 84),
-    "unambiguously": (3, 83, 103, 101),
-    "as either object": (107, 85, 226, 103),
-    "or background.": (228, 85, 338, 103),
-    "the markers": (3, 99, 86, 117),
-    "are found at": (87, 101, 175, 119),
-    "the two extreme": (177, 103, 298, 121),
-    "parts of the": (300, 100, 379, 119),
-    "histogram of": (3, 116, 86, 135),
-    "grey values:": (88, 120, 173, 138),
-    ">>> markers": (15, 167, 89, 184),
-    "np.zeros_like(coins)": (103, 173, 244, 190),
-}
-
-# One more line of the page, for the network that reads text, in its own width.
+# Words on scikit-image's `page`, (left, top, right, bottom) in pixels: what a network reads.
 RECOGNISED_LINE = (228, 48, 379, 66)
 RECOGNISER = "rapidocr/models/PP-OCRv6_rec_small.onnx"
 # The first of its two attention blocks: names of weights, and of what is computed on the way.
@@ -68,22 +44,40 @@ ATTENTION_VALUES = {
     "out": "p2o.pd_op.add.67.0",
 }
 
+SEGMENTATION = "mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite"
+# Its layers with weights, as `attn_course.course.segmentation` calls them, in the graph's order.
+SEGMENTATION_LAYERS = [
+    "first",
+    *(
+        f"encoder.{block}.{layer}"
+        for block in range(8)
+        for layer in ("widen", "depthwise", "gate.reduce", "gate.expand", "narrow")
+        if block not in (1, 2) or "gate" not in layer
+    ),
+    *("head", "head_gate"),
+    *(
+        f"decoder.{level}.{layer}"
+        for level in range(3)
+        for layer in ("fit", "gate.reduce", "gate.expand", "mix", "depthwise")
+    ),
+    "last",
+]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sources", type=Path, help="the folder with the two downloaded wheels")
+    parser.add_argument("sources", type=Path, help="the folder with the three downloaded wheels")
     sources = parser.parse_args().sources
 
     build_photographs(sources)
-    build_text_lines(sources)
-    build_angle_classifier(sources)
     build_text_recogniser(sources)
+    build_selfie_segmentation(sources)
     build_fashion_mnist()
     copy_licences(sources)
 
 
 def build_photographs(sources: Path) -> None:
-    """Three PNG files become JPEG at their full size; the rocket is one already."""
+    """Four PNG files become JPEG at their full size; the rocket is one already."""
     folder = DATA / "photographs"
     folder.mkdir(exist_ok=True)
     for name, file in PHOTOGRAPHS.items():
@@ -91,22 +85,8 @@ def build_photographs(sources: Path) -> None:
         picture.save(folder / f"{name}.jpg", quality=95, optimize=True)
     rocket = from_wheel(sources, SCIKIT_IMAGE, "skimage/data/rocket.jpg")
     (folder / "rocket.jpg").write_bytes(rocket)
-
-
-def build_text_lines(sources: Path) -> None:
-    """Cut the lines out of the scanned page and resize each to 48 × 192."""
-    page = open_picture(sources, "page.png").convert("L")
-    lines = [
-        page.resize((192, 48), Image.Resampling.BILINEAR, box=box) for box in TEXT_LINES.values()
-    ]
-    np.savez_compressed(
-        DATA / "text_lines.npz", pixels=np.stack(lines), texts=np.array(list(TEXT_LINES))
-    )
-
-
-def build_angle_classifier(sources: Path) -> None:
-    member = "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"
-    (DATA / "angle_classifier.onnx").write_bytes(from_wheel(sources, RAPIDOCR, member))
+    cameraman = open_picture(sources, "camera.png")
+    cameraman.save(DATA / "cameraman.jpg", quality=90, optimize=True)
 
 
 def build_text_recogniser(sources: Path) -> None:
@@ -148,6 +128,74 @@ def read_letters(model: onnx.ModelProto, probabilities: np.ndarray) -> list[str]
     return [["", *letters, " "][k] for k in probabilities.argmax(1)]
 
 
+def build_selfie_segmentation(sources: Path) -> None:
+    """Keep the weights under our names, and what LiteRT computes with them for one image."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator, ModelT
+
+    model = ModelT.InitFromPackedBuf(from_wheel(sources, MEDIAPIPE, SEGMENTATION))
+    (graph,) = model.subgraphs
+    kinds = [model.operatorCodes[operator.opcodeIndex] for operator in graph.operators]
+    kinds = [max(kind.builtinCode, kind.deprecatedBuiltinCode) for kind in kinds]
+    by_kind = list(zip(kinds, graph.operators, strict=True))
+    stored = {o.outputs[0]: o.inputs[0] for k, o in by_kind if k == BuiltinOperator.DEQUANTIZE}
+
+    def weights(tensor: int) -> np.ndarray:
+        """Half precision, in the file's order: (out, h, w, in), or (1, h, w, channels)."""
+        found = graph.tensors[stored[tensor]]
+        return model.buffers[found.buffer].data.view(np.float16).reshape(found.shape)
+
+    convolutions = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D)
+    layers = [pair for pair in by_kind if pair[0] in (*convolutions, BuiltinOperator.CUSTOM)]
+    arrays = {}
+    for name, (kind, operator) in zip(SEGMENTATION_LAYERS, layers, strict=True):
+        order = (0, 3, 1, 2) if kind == BuiltinOperator.CONV_2D else (3, 0, 1, 2)
+        weight = weights(operator.inputs[1]).transpose(order)
+        arrays[f"{name}.weight"] = weight[:, :, 0, 0] if ".gate." in name else weight
+        arrays[f"{name}.bias"] = weights(operator.inputs[2])
+
+    image = open_picture(sources, "astronaut.png").resize((64, 64), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)  # (64, 64, 3)
+    last = arrays["last.weight"], arrays["last.bias"]
+    sigmoids = [o.outputs[0] for k, o in by_kind if k == BuiltinOperator.LOGISTIC][:-1]
+    gates, mask = segment(model, pixels, sigmoids, *last)
+    # No layer is called so: what the network computes, to compare with.
+    arrays |= {"image": pixels, "gates": gates, "mask": mask[1::5, 1::5]}
+    np.savez_compressed(DATA / "selfie_segmentation.npz", **arrays)
+
+
+def segment(
+    model: "ModelT",
+    pixels: np.ndarray,
+    gates: list[int],
+    weight: np.ndarray,
+    bias: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """All gates, end to end, and the mask (256, 256) for an image (64, 64, 3), each pixel 4 × 4.
+
+    LiteRT does not know the last layer but one, a transposed convolution: it is cut off with the
+    sigmoid behind it, and computed here.
+    """
+    import flatbuffers
+    from ai_edge_litert.interpreter import Interpreter
+
+    (graph,) = model.subgraphs
+    *graph.operators, last, _ = graph.operators
+    graph.outputs = [last.inputs[0], *gates]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    interpreter = Interpreter(model_content=bytes(builder.Output()))
+    interpreter.allocate_tensors()
+    large = (pixels.astype(np.float32) / 255).repeat(4, 0).repeat(4, 1)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], large[None])
+    interpreter.invoke()
+    features, *gates = (
+        interpreter.get_tensor(output["index"])[0] for output in interpreter.get_output_details()
+    )
+    scores = np.einsum("hwc, cdij -> hiwj", features, weight.astype(np.float32)) + bias
+    mask = 0.5 + 0.5 * np.tanh(scores.reshape(256, 256) / 2)  # the sigmoid, without overflow
+    return np.concatenate([gate.ravel() for gate in gates]), mask
+
+
 def build_fashion_mnist() -> None:
     """Keep the first 600 training and 150 test pictures of each class, in their order."""
     arrays = {}
@@ -163,16 +211,18 @@ def build_fashion_mnist() -> None:
 
 
 def copy_licences(sources: Path) -> None:
-    """Copy the texts that must go with the page and the network; fashion_mnist.txt is typed in."""
+    """Copy the texts that must go with the page and the networks; fashion_mnist.txt is typed in."""
     folder = DATA / "licences"
     folder.mkdir(exist_ok=True)
     page = from_wheel(sources, SCIKIT_IMAGE, "scikit_image-0.26.0.dist-info/LICENSE.txt")
-    (folder / "text_lines.txt").write_bytes(page)
+    (folder / "page.txt").write_bytes(page)
     rapidocr = "rapidocr-3.10.0.dist-info/licenses"
     network = from_wheel(sources, RAPIDOCR, f"{rapidocr}/LICENSE")
-    (folder / "angle_classifier.txt").write_bytes(network)  # and of text_recogniser.npz
+    (folder / "text_recogniser.txt").write_bytes(network)
     notice = from_wheel(sources, RAPIDOCR, f"{rapidocr}/MODEL_LICENSES.md")
-    (folder / "angle_classifier_notice.md").write_bytes(notice)
+    (folder / "text_recogniser_notice.md").write_bytes(notice)
+    segmentation = from_wheel(sources, MEDIAPIPE, "mediapipe-0.10.21.dist-info/LICENSE")
+    (folder / "selfie_segmentation.txt").write_bytes(segmentation)
 
 
 def read_idx(path: Path, header: int) -> np.ndarray:

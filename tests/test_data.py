@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -81,6 +79,12 @@ def test_a_photograph_of_ones_own(tmp_path):
     assert data.photograph(mine, height=2).shape == (3, 2, 3)
 
 
+def test_the_cameraman_is_small_and_grey():
+    picture = data.photograph(data.DATA / "cameraman.jpg", height=64)
+    assert picture.shape == (3, 64, 64)
+    assert torch.equal(picture[0], picture[2])
+
+
 def test_unknown_photograph_is_told_what_there_is() -> None:
     with pytest.raises(ValueError, match="name='dog': there is only astronaut, cat, coffee"):
         data.photograph("dog")
@@ -136,27 +140,7 @@ def test_fashion_mnist_has_no_test_picture_among_the_training_pictures(
     assert train & test == set()
 
 
-# --- Text lines and the network that reads them -------------------------------------------------
-
-
-def test_text_lines_are_upright_then_the_same_rotated() -> None:
-    lines = data.text_lines()
-    upright, rotated = lines.images.chunk(2)
-    assert torch.equal(torch.rot90(upright, 2, (2, 3)), rotated)
-    assert lines.labels.tolist() == [0] * len(upright) + [1] * len(rotated)
-    assert lines.texts[: len(upright)] == lines.texts[len(upright) :]
-    assert len(lines.texts) == len(lines.images)
-    assert -1 <= lines.images.min() < -0.5  # ink
-    assert 0.5 < lines.images.max() <= 1  # paper
-
-
-def test_angle_classifier_tells_upright_from_rotated() -> None:
-    lines = data.text_lines()
-    session = onnxruntime.InferenceSession(data.ANGLE_CLASSIFIER)
-    (probabilities,) = session.run(None, {"x": lines.images.numpy()})
-    right = np.argmax(probabilities, axis=1) == lines.labels.numpy()
-    wrong = {(lines.texts[i], int(lines.labels[i])) for i in np.flatnonzero(~right)}
-    assert wrong == {("are found at", 0), (">>> markers", 0), (">>> markers", 1)}
+# --- Networks in use ------------------------------------------------------------------------------
 
 
 def test_text_recogniser_reads_the_line() -> None:

@@ -120,7 +120,7 @@ def test_a_module_with_an_underscore_is_written_by_hand(notebook):
 
 def test_an_edited_twin_is_caught(notebook):
     twin = notebook.parent / "text" / f"{CHAPTER}.md"
-    twin.write_text(twin.read_text().replace("## The problem", "## A problem"))
+    twin.write_text(twin.read_text().replace("## The module", "## A module"))
     with pytest.raises(Drift, match="differ; run `make notebooks`"):
         drift.check_twin(notebook)
 

@@ -56,9 +56,9 @@ def network(build, tmp_path_factory):
 
 
 def lines():
-    """The chapter's line, then others, one of them upside down."""
-    yield data.text_recogniser().image
-    yield from ((data.text_lines().images[k, 0] + 1) / 2 for k in (0, 3, 7, 25))
+    """The chapter's line; upside down, as a negative, its first half, and at half the contrast."""
+    line = data.text_recogniser().image
+    yield from (line, line.flip(0, 1), 1 - line, line[:, :200], 0.5 + 0.5 * line)
 
 
 def run(build, network, image, block):

@@ -1,4 +1,4 @@
-"""The course's real data: photographs, Fashion-MNIST, text and its networks, golden arrays.
+"""The course's real data: photographs, Fashion-MNIST, networks in use, golden arrays.
 
 All of it lives in the course's repository, so that no notebook needs a network. What each file is,
 who made it and under which licence stands in ``data/README.md``; the golden arrays have their own
@@ -17,9 +17,6 @@ from torch import Tensor
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "data"
 GOLDEN = REPOSITORY / "tests" / "golden"
-
-# PP-OCR's network that tells upright lines of text from rotated ones. It holds nine SE blocks.
-ANGLE_CLASSIFIER = DATA / "angle_classifier.onnx"
 
 
 def photographs() -> list[str]:
@@ -79,30 +76,6 @@ def fashion_mnist() -> FashionMNIST:
 
 
 @dataclass(frozen=True)
-class TextLines:
-    """Lines of text as `ANGLE_CLASSIFIER` takes them: first all upright, then all upside down."""
-
-    images: Float[Tensor, "lines 3 48 192"]
-    labels: Int[Tensor, "lines"]
-    texts: tuple[str, ...]
-    class_names: tuple[str, ...] = ("upright", "rotated by 180°")
-
-
-def text_lines() -> TextLines:
-    """Twenty lines of a scanned page, then the same rotated by 180°, with values in [-1, 1]."""
-    with np.load(_file(DATA, "text_lines", ".npz")) as stored:
-        pixels = torch.from_numpy(stored["pixels"])  # (n, 48, 192), grey
-        texts = tuple(stored["texts"].tolist())
-    upright = (pixels / 255 - 0.5) / 0.5
-    upright = upright.unsqueeze(1).repeat(1, 3, 1, 1)  # (n, 3, 48, 192)
-    return TextLines(
-        images=torch.cat([upright, upright.flip(2, 3)]),
-        labels=torch.arange(2).repeat_interleave(len(upright)),
-        texts=texts + texts,
-    )
-
-
-@dataclass(frozen=True)
 class TextRecogniser:
     """The first attention block of PP-OCR's text recogniser, and what it does with one line.
 
@@ -128,6 +101,26 @@ def text_recogniser() -> TextRecogniser:
     with np.load(file) as stored:
         read = tuple(stored["read"].tolist())
     return TextRecogniser(image=arrays.pop("pixels") / 255, read=read, **arrays)
+
+
+@dataclass(frozen=True)
+class SelfieSegmentation:
+    """The weights of MediaPipe's network that finds people, and what it computes for one image."""
+
+    weights: dict[str, Tensor]  # by the names of `attn_course.course.segmentation`
+    image: Float[Tensor, "3 256 256"]
+    gates: Float[Tensor, "744"]  # its ten gates for the image, end to end
+    mask: Float[Tensor, "51 51"]  # every fifth pixel, from the second on
+
+
+def selfie_segmentation() -> SelfieSegmentation:
+    """A trained network with ten gates, for `attn_course.course.segmentation.load`."""
+    arrays = _arrays(_file(DATA, "selfie_segmentation", ".npz"))
+    pixels = arrays.pop("image").permute(2, 0, 1) / 255  # (3, 64, 64)
+    image = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    gates, mask = arrays.pop("gates"), arrays.pop("mask")
+    weights = {name: weight.float() for name, weight in arrays.items()}
+    return SelfieSegmentation(weights, image, gates, mask)
 
 
 def golden(name: str) -> dict[str, Tensor]:
