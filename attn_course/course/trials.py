@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, "b"]]
+Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, "b ..."]]
 
 # Student's t: 95 % of it lies within ± this, for so many values (one degree of freedom fewer).
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
 def batches(
-    images: Float[Tensor, "n ..."], labels: Int[Tensor, "n"], size: int = 100
+    images: Float[Tensor, "n ..."], labels: Int[Tensor, "n ..."], size: int = 100
 ) -> Callable[[Generator], Batch]:
     """Draws batches of `size` from labelled images: what `train` asks for."""
 
