@@ -22,7 +22,6 @@ TO_FOLLOW = [
     "01_squeeze_excitation",
     "02_selective_kernel",
     "03_cbam",
-    "04_spatial_group_enhance",
     "05_pyramid_squeeze_attention",
     "06_multi_head_self_attention",
     "07_dual_attention",
