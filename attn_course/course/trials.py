@@ -74,7 +74,9 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[Tensor, "n"]) -> float:
+def accuracy(
+    network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[Tensor, "n ..."]
+) -> float:
     """How many of 100 images a network in evaluation mode classifies right."""
     return 100 * (network(images).argmax(1) == labels).float().mean().item()
 
