@@ -18,7 +18,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Chapters that have yet to be written anew, as a spine and a workshop. No new chapter comes here.
 TO_FOLLOW = [
-    "05_pyramid_squeeze_attention",
     "07_dual_attention",
 ]
 
