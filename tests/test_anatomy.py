@@ -25,7 +25,6 @@ TO_FOLLOW = [
     "04_spatial_group_enhance",
     "05_pyramid_squeeze_attention",
     "06_multi_head_self_attention",
-    "07_dual_attention",
     "08_external_attention",
 ]
 
