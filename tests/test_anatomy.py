@@ -16,37 +16,14 @@ from attn_course.course.drift import Drift
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-# Chapters that have yet to be written anew, as a spine and a workshop. No new chapter comes here.
-TO_FOLLOW = [
-    "07_dual_attention",
-]
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_chapter_has_its_parts(notebook):
     anatomy.check_anatomy(notebook)
 
 
-def fault_of_form(notebook):
-    """What keeps a chapter from being a spine and a workshop."""
-    try:
-        anatomy.check_form(notebook)
-    except Drift as fault:
-        return str(fault)
-    return ""
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_chapter_is_a_spine_and_a_workshop(notebook):
-    fault = fault_of_form(notebook)
-    if notebook.stem in TO_FOLLOW:
-        assert fault, f"{notebook.stem} is a spine and a workshop: take it off the list"
-    else:
-        assert not fault
-
-
-def test_only_chapters_are_to_follow():
-    assert set(TO_FOLLOW) <= {notebook.stem for notebook in NOTEBOOKS}
+    anatomy.check_form(notebook)
 
 
 def test_every_chapter_is_in_the_table():
