@@ -153,6 +153,13 @@ def test_a_gap_in_the_paper_card_is_caught(notebook, part):
         anatomy.check_anatomy(notebook)
 
 
+@pytest.mark.parametrize("part", ["Self-test", "Solution"])
+def test_a_folded_cell_that_gives_itself_away_is_caught(notebook, part):
+    replace(notebook, f"# {part} of exercise 2\n", f"# {part} of exercise 2: it is four\n")
+    with pytest.raises(Drift, match=f"begin with `# {part} of exercise 2`"):
+        anatomy.check_anatomy(notebook)
+
+
 def test_a_chapter_about_no_paper_needs_no_authors(notebook):
     for part in ("**Paper**", "arxiv.org/abs/", "**Authors**"):
         replace(notebook, part, "")

@@ -25,7 +25,7 @@ def test_a_figure_is_drawn_at_once_and_anew_when_the_slider_moves():
     assert slider.description == "height"
     assert not plt.get_fignums()  # or the cell would show them once more
     first, box, again = captured.outputs
-    assert list(box.data) == [WIDGET]
+    assert list(box.data) == [WIDGET, "text/markdown"]
     assert "text/plain" in first.data
     assert again.update
     assert again.transient == first.transient  # the same figure's place

@@ -258,8 +258,17 @@ def check_exercises(notebook: Path) -> None:
             f"{notebook.name}: {len(starts)} exercises; write at least {MIN_EXERCISES}, "
             "each under a heading `### Exercise ...`"
         )
-    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
+    ends = [*starts[1:], len(cells)]
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
         exercise = cells[start:end]
+        for part in ("self-test", "solution"):
+            first = f"# {part.capitalize()} of exercise {number}"
+            for cell in exercise:
+                if is_part(cell, part, folded=True) and cell.source.partition("\n")[0] != first:
+                    raise Drift(
+                        f"{notebook.name}: a folded cell shows its first line, which must give "
+                        f"nothing away: begin with `{first}`"
+                    )
         for part, folded in (("self-test", True), ("attempt", False), ("solution", True)):
             if not any(is_part(cell, part, folded) for cell in exercise):
                 kind = "a folded" if folded else "an open"

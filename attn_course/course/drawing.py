@@ -103,7 +103,7 @@ class Drawing:
         rows, columns = values.shape
         for row in range(rows if numbers else 0):
             for column, value in enumerate(values[row].tolist()):
-                ink = "white" if tints[row, column] > 0.6 else INK
+                ink = "white" if tints[row, column] > 0.75 else INK
                 middle = (left + (column + 0.5) * cell, top + (row + 0.5) * cell)
                 if value == value:
                     self._centred(*middle, minus(f"{value:{numbers}}"), 0.38 * cell, ink)

@@ -29,8 +29,8 @@ def pictures(cell: NotebookNode) -> list[str]:
 
 def keep_little(cell: NotebookNode) -> None:
     """Stores the pictures of a cell that has run in their smallest form, and no widgets."""
-    cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     for output in cell.outputs:
+        output.get("data", {}).pop(WIDGET, None)  # what stands in its place is shown instead
         if PNG in output.get("data", {}):
             output.data |= smallest(output.data.pop(PNG))
 

@@ -1,7 +1,7 @@
 """A figure with something to move: a slider below it draws it anew.
 
-In the stored page the figure stands as it was drawn first, without the slider: a slider needs the
-kernel. Running the cell brings it.
+In the stored page the figure stands as it was drawn first, and a hint where the slider was, since a
+slider needs the kernel. Running the cell brings it.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from ipywidgets import Layout, VBox, Widget
 from matplotlib.figure import Figure
 
 from attn_course.course.outputs import WIDGET
+
+HINT = "*Run this cell and those above it: what you can move appears here.*"  # once stored
 
 
 def slide(draw: Callable[..., Figure], **sliders: Widget) -> None:
@@ -34,4 +36,4 @@ def slide(draw: Callable[..., Figure], **sliders: Widget) -> None:
         slider.observe(lambda _: shown.update(redraw()), names="value")
     box = VBox(list(sliders.values()))
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    display({WIDGET: view}, raw=True)  # type: ignore[no-untyped-call]
+    display({WIDGET: view, "text/markdown": HINT}, raw=True)  # type: ignore[no-untyped-call]
