@@ -43,7 +43,8 @@ def double_normalize(
 class ExternalAttention(nn.Module):
     """Adds to each position what it finds in a learned memory, for feature maps.
 
-    Beyond Self-attention: External Attention, arXiv:2105.02358, for the vectors xᵢ at positions i:
+    Beyond Self-attention: External Attention, arXiv:2105.02358, for the vectors xᵢ at positions i.
+    The attention is the paper's; W₁, W₂, batch norm, shortcut and ReLU are the released code's:
 
         aᵢₛ = M_k[s] · (W₁ xᵢ + b₁), for the rows s of the memory
         α = softmax of a over the positions, divided by its sum over the rows
