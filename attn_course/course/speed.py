@@ -106,9 +106,9 @@ def conditions(part: str) -> str:
     about = results()[part]
     threads = "one thread" if about["threads"] == 1 else f"{about['threads']} threads"
     where = f"{threads} of {about['cpu']}" if about["device"] == "cpu" else about["device"]
-    half = ", bfloat16" if about["bfloat16"] else ""
+    has = about["instructions"] + (" and bfloat16" if about["bfloat16"] else "")
     return (
-        f"{where} ({about['instructions']}{half}), PyTorch {about['torch']}, {about['date']}, "
+        f"{where} (a CPU with {has}), PyTorch {about['torch']}, {about['date']}, "
         f"load at the start {about['load']}"
     )
 
