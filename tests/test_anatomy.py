@@ -317,7 +317,7 @@ def test_an_unfolded_part_of_an_exercise_is_caught(notebook, tag):
 
 
 def test_a_self_test_that_needs_its_solution_is_caught(notebook):
-    replace(notebook, "# Solution of exercise 1", "expected = 4")
+    replace(notebook, "# Solution of exercise 1", "# Solution of exercise 1\nexpected = 4")
     replace(notebook, "def test_1(answer):", "def test_1(answer):\n    assert answer == expected")
     with pytest.raises(Drift, match="needs expected, which only a solution defines"):
         anatomy.check_anatomy(notebook)
