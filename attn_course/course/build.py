@@ -78,7 +78,7 @@ def build_chapter(notebook: Path, always: bool) -> None:
             start = time.monotonic()
             stored = deepcopy(content)
             run(content, notebook, draft)
-            for cell in code_cells(content) + code_cells(stored):
+            for cell in code_cells(content):
                 keep_little(cell)
             keep_settled(content, stored)
             print(f"{notebook.stem}: {time.monotonic() - start:.0f} s", flush=True)
