@@ -261,14 +261,7 @@ def check_exercises(notebook: Path) -> None:
     ends = [*starts[1:], len(cells)]
     for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
         exercise = cells[start:end]
-        for part in ("self-test", "solution"):
-            first = f"# {part.capitalize()} of exercise {number}"
-            for cell in exercise:
-                if is_part(cell, part, folded=True) and cell.source.partition("\n")[0] != first:
-                    raise Drift(
-                        f"{notebook.name}: a folded cell shows its first line, which must give "
-                        f"nothing away: begin with `{first}`"
-                    )
+        check_first_lines(notebook, exercise, number)
         for part, folded in (("self-test", True), ("attempt", False), ("solution", True)):
             if not any(is_part(cell, part, folded) for cell in exercise):
                 kind = "a folded" if folded else "an open"
@@ -276,6 +269,18 @@ def check_exercises(notebook: Path) -> None:
                 raise Drift(
                     f"{notebook.name}: `{heading}` lacks {kind} {part} cell; "
                     "see the template for its tag and metadata"
+                )
+
+
+def check_first_lines(notebook: Path, exercise: Sequence[NotebookNode], number: int) -> None:
+    """The first line of a folded cell, which shows on its bar, gives nothing away."""
+    for part in ("self-test", "solution"):
+        first = f"# {part.capitalize()} of exercise {number}"
+        for cell in exercise:
+            if is_part(cell, part, folded=True) and cell.source.partition("\n")[0] != first:
+                raise Drift(
+                    f"{notebook.name}: a folded cell shows its first line, which must give "
+                    f"nothing away: begin with `{first}`"
                 )
 
 
