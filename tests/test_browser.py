@@ -4,10 +4,12 @@ At two window widths and in wide fonts of the test's own, with a twentieth of th
 so that a page which fits here fits on machines with other fonts. What does not fit is what gives
 the reader a scroll bar.
 
-What was seen is saved in screenshots/<notebook>/<theme>/, top to bottom;
-`THEME=dark pytest tests/test_browser.py` looks at the dark theme.
+`THEME=dark pytest tests/test_browser.py` looks at the dark theme, THEME=light at the light one,
+and both save what they see in screenshots/<notebook>/<theme>/, top to bottom.
 """
 
+import ast
+import os
 import re
 import shutil
 import time
@@ -181,7 +183,8 @@ def save_screenshots(reading):
 def test_reads_well(read, name):
     reading = read(name)
     found = stumbles(reading)
-    save_screenshots(reading)
+    if "THEME" in os.environ:
+        save_screenshots(reading)
     assert not found, "\n".join(found)
 
 
@@ -232,10 +235,20 @@ def what_the_last_needs(cells):
     """The last of some code cells, and those above it that define what it uses."""
     needed, names = [], set()
     for cell in reversed(cells):
-        if not needed or names & set(top_level_names(python(cell))):
+        source = python(cell)
+        if not needed or names & set(top_level_names(source)):
             needed.append(new_code_cell(cell.source))
-            names |= names_used(python(cell))
+            names = names - set(top_level_names(source)) | names_asked_for(source)
     return needed[::-1]
+
+
+def names_asked_for(source):
+    """The names that a cell takes from those above it."""
+    asked, known = set(), set()
+    for statement in map(ast.unparse, ast.parse(source).body):
+        asked |= names_used(statement) - known
+        known |= set(top_level_names(statement))
+    return asked
 
 
 def test_chapters_have_something_to_move():

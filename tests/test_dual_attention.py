@@ -1,7 +1,5 @@
 """Dual Attention: what its notebook does not say."""
 
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from attn_course import DualAttention
 from attn_course.course import data
 from attn_course.dual_attention import ChannelAttention, DualAttentionHead, PositionAttention
 from cases import plain
+from two_processes import two_processes
 
 PROJECTIONS = {"query_conv": "query", "key_conv": "key", "value_conv": "value"}
 HEAD = {
@@ -221,40 +220,34 @@ def test_three_scores_of_the_head():
     torch.testing.assert_close(channels, head.channel_classifier(half))
 
 
-def two_steps(rank, meeting_point, auxiliary):
+def two_steps(rank, folder, auxiliary):
     """One of two processes that train the head; its picture is not the other's."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2
-    )
-    torch.manual_seed(0)
-    head = DistributedDataParallel(DualAttentionHead(32, 5, width=8, auxiliary=auxiliary))
-    optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
-    start = [parameter.detach().clone() for parameter in head.parameters()]
-    x = torch.randn(2, 32, 6, 7, generator=torch.Generator().manual_seed(rank))
-    for _ in range(2):
-        optimiser.zero_grad()
-        scores = head(x) if auxiliary else [head(x)]
-        sum(score.square().sum() for score in scores).backward()
-        optimiser.step()
-    for after in head.parameters():
-        both = [torch.empty_like(after) for _ in range(2)]
-        torch.distributed.all_gather(both, after.detach())
-        assert torch.equal(*both)
-    names = ("classifier", "position_classifier", "channel_classifier")
-    for name, before, after in zip(
-        dict(head.module.named_parameters()), start, head.parameters(), strict=True
-    ):
-        if name.startswith(names):
-            assert not torch.equal(before, after), name
-    torch.distributed.barrier()  # who leaves early cuts the other's connection
-    torch.distributed.destroy_process_group()
+    with two_processes(rank, folder):
+        torch.manual_seed(0)
+        head = DistributedDataParallel(DualAttentionHead(32, 5, width=8, auxiliary=auxiliary))
+        optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
+        start = [parameter.detach().clone() for parameter in head.parameters()]
+        x = torch.randn(2, 32, 6, 7, generator=torch.Generator().manual_seed(rank))
+        for _ in range(2):
+            optimiser.zero_grad()
+            scores = head(x) if auxiliary else [head(x)]
+            sum(score.square().sum() for score in scores).backward()
+            optimiser.step()
+        for after in head.parameters():
+            both = [torch.empty_like(after) for _ in range(2)]
+            torch.distributed.all_gather(both, after.detach())
+            assert torch.equal(*both)
+        names = ("classifier", "position_classifier", "channel_classifier")
+        for name, before, after in zip(
+            dict(head.module.named_parameters()), start, head.parameters(), strict=True
+        ):
+            if name.startswith(names):
+                assert not torch.equal(before, after), name
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_the_head_trains_in_two_processes(auxiliary, tmp_path):
-    torch.multiprocessing.spawn(two_steps, (tmp_path / "meeting_point", auxiliary), nprocs=2)
+    torch.multiprocessing.spawn(two_steps, (tmp_path, auxiliary), nprocs=2)
 
 
 def test_a_head_in_training_refuses_a_single_value():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -13,21 +14,30 @@ from inserted import INSERTED
 from uses import MODULE_COLUMNS, NETWORK_COLUMNS, OLD_TORCH
 
 
-def run(rank, folder):
-    """Writes to the folder what went wrong, for each way and each module."""
+@contextmanager
+def two_processes(rank, folder):
+    """What one of two processes does as a member of their group. Nothing runs after it."""
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = {"DDP": {}, "FSDP2": {}}
-    for subject in MODULE_COLUMNS + NETWORK_COLUMNS + [*INSERTED]:
-        by_ddp, found["DDP"][subject.name] = attempt(trained_by_ddp, subject, rank)
-        by_fsdp, found["FSDP2"][subject.name] = attempt(trained_by_fsdp, subject, rank)
-        # The FSDP2 of torch 2.8 adds up the gradients where gloo's processes should average them.
-        if by_ddp and by_fsdp and not OLD_TORCH:
-            _, found["FSDP2"][subject.name] = attempt(torch.testing.assert_close, by_fsdp, by_ddp)
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    yield
     dist.barrier()  # who leaves early cuts the other's connection
     dist.destroy_process_group()
+    os._exit(0)  # an interpreter that ends in the usual way meets gloo's threads, now and then
+
+
+def run(rank, folder):
+    """Writes to the folder what went wrong, for each way and each module."""
+    found = {"DDP": {}, "FSDP2": {}}
+    with two_processes(rank, folder):
+        for subject in MODULE_COLUMNS + NETWORK_COLUMNS + [*INSERTED]:
+            by_ddp, found["DDP"][subject.name] = attempt(trained_by_ddp, subject, rank)
+            by_fsdp, found["FSDP2"][subject.name] = attempt(trained_by_fsdp, subject, rank)
+            # FSDP2 of torch 2.8 adds up the gradients where gloo's processes should average them.
+            if by_ddp and by_fsdp and not OLD_TORCH:
+                close = torch.testing.assert_close
+                _, found["FSDP2"][subject.name] = attempt(close, by_fsdp, by_ddp)
+        (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 def attempt(function, *arguments):
