@@ -102,15 +102,15 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all runs in one process
 def pytest_xdist_make_scheduler(config, log):
-    """The cells of a notebook run in one process, in order; all else wherever there is room."""
+    """What is in one file runs in one process, in order; the slow ones wherever there is room."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByNotebook(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return file if file.endswith(".ipynb") else nodeid
+            return nodeid if file.endswith(("test_browser.py", "test_compilers.py")) else file
 
-    return ByNotebook(config, log)
+    return ByFile(config, log)
 
 
 @dataclass
