@@ -45,17 +45,16 @@ LOOK_AT_CELLS = r"""
     closed.forEach(node => node.open = !folded);
     hidden.forEach(cell => cell.classList.toggle("lm-mod-hidden", folded));
   };
+  const cells = [...document.querySelectorAll(".jp-Notebook-cell")];
+  const scrolls = node => getComputedStyle(node).overflowX !== "visible"
+    && node.clientWidth && node.scrollWidth > node.clientWidth + 1;
+  const tooWide = share => {  // all at once, so that the page is laid out anew but once
+    cells.forEach(cell => cell.style.maxWidth = share);
+    return cells.filter(cell => [...cell.querySelectorAll(
+      ".jp-MarkdownOutput, .jp-MarkdownOutput :not(mjx-container *)")].some(scrolls));
+  };
   const lookAt = cell => {
     const all = selector => [...cell.querySelectorAll(selector)];
-    const scrolls = node => getComputedStyle(node).overflowX !== "visible"
-      && node.clientWidth && node.scrollWidth > node.clientWidth + 1;
-    const tooWide = share => {
-      cell.style.maxWidth = `${share}%`;
-      const found = all(".jp-MarkdownOutput, .jp-MarkdownOutput :not(mjx-container *)")
-        .some(scrolls);
-      cell.style.maxWidth = "";
-      return found;
-    };
     const prose = new DOMParser().parseFromString(  // a copy that loads no pictures
       all(".jp-MarkdownOutput").map(node => node.innerHTML).join(), "text/html").body;
     prose.querySelectorAll("code, pre, mjx-container").forEach(node => node.remove());
@@ -66,12 +65,15 @@ LOOK_AT_CELLS = r"""
       figures: all("[data-mime-type^='image/'] img").filter(img => img.naturalWidth).length,
       broken: all(".jp-MarkdownOutput img").some(img => img.complete && !img.naturalWidth),
       complaints: all("[data-mime-type='application/vnd.jupyter.stderr']").length,
-      tooWide: [100, 99, 98, 97, 96, 95].some(tooWide),  // a formula may hit the edge at one only
+      tooWide: wide.has(cell),
       folded: all(".jp-InputPlaceholder").length > 0 || hidden.includes(cell),
     };
   };
   fold(false);
-  const seen = [...document.querySelectorAll(".jp-Notebook-cell")].map(lookAt);
+  const shares = ["100%", "99%", "98%", "97%", "96%", "95%"];  // a formula may hit the edge at one only
+  const wide = new Set(shares.flatMap(tooWide));
+  tooWide("");
+  const seen = cells.map(lookAt);
   fold(true);
   return seen;
 }
