@@ -70,7 +70,8 @@ LOOK_AT_CELLS = r"""
     };
   };
   fold(false);
-  const shares = ["100%", "99%", "98%", "97%", "96%", "95%"];  // a formula may hit the edge at one only
+  // a formula may hit the edge at one of them only
+  const shares = ["100%", "99%", "98%", "97%", "96%", "95%"];
   const wide = new Set(shares.flatMap(tooWide));
   tooWide("");
   const seen = cells.map(lookAt);
