@@ -36,7 +36,7 @@ lab: $(READY)
 	  $(ROOT) $(if $(SCREEN),,--no-browser)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval --numprocesses 3
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval --numprocesses 2
 
 copy:
 	@mkdir -p my_course

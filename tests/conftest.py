@@ -102,13 +102,18 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all runs in one process
 def pytest_xdist_make_scheduler(config, log):
-    """What is in one file runs in one process, in order; the slow ones wherever there is room."""
+    """What is in one file runs in one process, in order; the slow ones wherever there is room.
+
+    Those are the pages, one by one, and what compiles, subject by subject.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return nodeid if file.endswith(("test_browser.py", "test_compilers.py")) else file
+            file, _, test = nodeid.partition("::")
+            if file.endswith("test_browser.py"):
+                return nodeid
+            return test.partition("[")[2] if file.endswith("test_compilers.py") else file
 
     return ByFile(config, log)
 

@@ -2,12 +2,13 @@
 
 import shutil
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from uses import use
+from uses import Subject, use
 
 
 def axes(subject, case):
@@ -43,12 +44,20 @@ def test_compile(subject):
                 assert_close(compiled(x), module(x))
 
 
+@cache
+def exported(name, index):
+    """One of the cases of a subject as a program, for any size."""
+    subject = Subject(name)
+    case = subject.cases[index]
+    module, x = subject.build(case), subject.example(case)
+    return torch.export.export(module, (x,), dynamic_shapes=axes(subject, case))
+
+
 @use("export")
 def test_export(subject, tmp_path):
-    for case in subject.cases:
-        module, x = subject.build(case), subject.example(case)
-        program = torch.export.export(module, (x,), dynamic_shapes=axes(subject, case))
-        torch.export.save(program, tmp_path / "module.pt2")
+    for index, case in enumerate(subject.cases):
+        module = subject.build(case)
+        torch.export.save(exported(subject.name, index), tmp_path / "module.pt2")
         other = of_another_size(subject, case)
         assert_close(torch.export.load(tmp_path / "module.pt2").module()(other), module(other))
 
@@ -57,11 +66,10 @@ def test_export(subject, tmp_path):
 def test_onnx(subject, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    for case in subject.cases:
-        module, x = subject.build(case), subject.example(case)
-        path, sizes = tmp_path / "module.onnx", axes(subject, case)
-        options = {"input_names": ["x"], "dynamic_shapes": sizes, "verbose": False}
-        torch.onnx.export(module, (x,), path, dynamo=True, **options)
+    for index, case in enumerate(subject.cases):
+        module, path = subject.build(case), tmp_path / "module.onnx"
+        program = exported(subject.name, index)
+        torch.onnx.export(program, (), path, dynamo=True, input_names=["x"], verbose=False)
         other = of_another_size(subject, case)
         (y,) = onnxruntime.InferenceSession(path).run(None, {"x": other.numpy()})
         np.testing.assert_allclose(y, module(other).detach().numpy(), rtol=1e-3, atol=1e-4)

@@ -227,7 +227,7 @@ def test_make_installs_once(copy):
 
     installs = "python -m pip install -r requirements.txt"
     assert installs in calls_of_make_test()
-    assert calls_of_make_test() == ["pytest --nbval --numprocesses 3"]
+    assert calls_of_make_test() == ["pytest --nbval --numprocesses 2"]
     os.utime(copy / ".venv/ready", (0, 0))  # now requirements.txt is newer
     assert installs in calls_of_make_test()
 
