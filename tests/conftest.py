@@ -102,19 +102,19 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all runs in one process
 def pytest_xdist_make_scheduler(config, log):
-    """What is in one file runs in one process, in order; what compiles, subject by subject.
+    """What is in one file runs in one process, in order; the slow ones wherever there is room.
 
-    The files keep their order, notebooks first: so the pages have one browser, and while a process
-    waits for it, the other has something to compute.
+    Those are the pages, one by one, and what compiles, subject by subject.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
+            if file.endswith("test_browser.py"):
+                return nodeid
             return test.partition("[")[2] if file.endswith("test_compilers.py") else file
 
-    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 
