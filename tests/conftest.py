@@ -163,7 +163,7 @@ def lab(course_copy):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
     """Headless Chromium that can look up no other host; the first of the windows."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt"
@@ -173,9 +173,13 @@ def browser():
         pytest.skip("no Chromium: apt install chromium fonts-noto-cjk, or install Google Chrome")
     offline = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=chromium, args=[offline])
-        yield chromium.new_context(viewport=WINDOWS[0])
-        chromium.close()
+        # a profile of its own keeps JupyterLab's scripts compiled, from one page to the next
+        profile = tmp_path_factory.mktemp("chromium")
+        context = driver.chromium.launch_persistent_context(
+            profile, executable_path=chromium, args=[offline], viewport=WINDOWS[0]
+        )
+        yield context
+        context.close()
 
 
 @pytest.fixture
